@@ -1,0 +1,424 @@
+"""Avro records in Confluent's framing <-> Arrow batches. Sink, tail and ingest use this one decoder.
+
+Encoding is fastavro's. Decoding is arrow-avro's (the Avro reader of Apache arrow-rs, by way of polars-avro): the
+messages of a batch are laid one behind the other into one Object Container block and decoded in one call. arrow-avro
+takes such a block on trust, so each message is fenced in:
+
+- The record schema of the block is the writer's schema between two extra fields: `_frame`, the 5 bytes of Confluent's
+  header, and `_fence`, 8 bytes that K2 puts behind each message. A message that is too short or too long shifts every
+  byte behind it, so its own fence does not come out as it went in. Fences are drawn from the system's random source, so
+  no message can forge one.
+- The block claims more records than its bytes can hold. arrow-avro loops for ever when bytes are left over behind the
+  last record that a block claims; this way it always ends, by the batch being full or by running out of bytes.
+- What decodes is checked once more by column: enum indices, the range of decimals and of timestamps.
+
+When a block does not come out clean it is cut in two, down to single messages, and fastavro has the last word on each
+of those. What becomes of a message therefore does not depend on its neighbours.
+"""
+
+from __future__ import annotations
+
+import io
+import itertools
+import json
+import os
+import struct
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from decimal import Decimal
+from functools import partial
+from typing import Any
+
+import fastavro
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from polars_avro._avro_rs import AvroSource
+
+from common.datasets import Dataset
+from common.errors import EncodeError, RecordError
+from common.log import ConsumerBatch
+from common.offsets import topic_short
+from common.registry import SchemaRegistry, UnknownSchema
+from common.schemas.arrow import (
+    arrow_schema_of,
+    audit_fields,
+    avro_schema,
+    avro_schema_text,
+    record_schema,
+    table_schema,
+)
+
+MAGIC = b"\x00"
+HEADER_BYTES = 5
+_FENCE_BYTES = 8
+_SYNC = b"k2 container sync"[:16]
+_FRAME_FIELD, _FENCE_FIELD = "_frame", "_fence"
+#: 0001-01-01 and 9999-12-31T23:59:59.999999 in microseconds: what fastavro, Python and every client can show.
+_TIME_US_MIN, _TIME_US_MAX = -62_135_596_800_000_000, 253_402_300_799_999_999
+
+
+class Encoder:
+    """Records of one dataset to Avro bytes in Confluent's framing, under the id that the registry gives the schema."""
+
+    def __init__(self, dataset: Dataset, registry: SchemaRegistry, *, topic: str) -> None:
+        text = avro_schema_text(dataset.schema_name)
+        self.schema_id = registry.register(f"{topic}-value", text)
+        self._dataset = dataset
+        self._header = MAGIC + struct.pack(">I", self.schema_id)
+        self._schema = fastavro.parse_schema(json.loads(text))
+        self._write = partial(fastavro.schemaless_writer, strict_allow_default=True)
+        self._decimals = [
+            (field.name, _largest(field.type))
+            for field in record_schema(dataset.schema_name)
+            if pa.types.is_decimal(field.type)
+        ]
+
+    def encode(self, record: Mapping[str, Any]) -> bytes:
+        """The framed bytes of one record. Decimals as Decimal, instants as UTC datetimes or microseconds.
+
+        Raises EncodeError naming the field when the record does not fit the schema.
+        """
+        out = io.BytesIO()
+        out.write(self._header)
+        try:
+            for name, largest in self._decimals:
+                value = record.get(name)
+                if value is not None and not -largest <= value <= largest:
+                    raise EncodeError(self._misfit(f"the field {name!r} is {value}, beyond {largest}"))
+            self._write(out, self._schema, record)
+        except EncodeError:
+            raise
+        except Exception as error:  # noqa: BLE001  (fastavro raises builtins without a common base)
+            raise EncodeError(self._misfit(self._fault(record, error))) from None
+        return out.getvalue()
+
+    def _misfit(self, fault: str) -> str:
+        return f"a record does not fit the {self._dataset.schema_name} schema: {fault}"
+
+    def _fault(self, record: Mapping[str, Any], error: Exception) -> str:
+        fields = {field["name"]: field for field in avro_schema(self._dataset.schema_name)["fields"]}
+        for name in record:
+            if name not in fields:
+                return f"it has no field {name!r}"
+        for name, field in fields.items():
+            if name not in record:
+                if "default" not in field:
+                    return f"the field {name!r} is missing"
+                continue
+            one = {"type": "record", "name": "One", "fields": [field]}
+            try:
+                fastavro.schemaless_writer(io.BytesIO(), fastavro.parse_schema(one), {name: record[name]}, strict=True)
+            except Exception as fault:  # noqa: BLE001  (as above)
+                return f"the field {name!r} is {record[name]!r}: {fault}"
+        return str(error)
+
+
+@dataclass(frozen=True, slots=True)
+class DecodedBatch:
+    """What came of one ConsumerBatch: the good rows in their order, and one error for each message that is none."""
+
+    record_batch: pa.RecordBatch
+    errors: list[RecordError]
+
+
+class Decoder:
+    """ConsumerBatch -> rows of the dataset's table schema, audit columns included.
+
+    Guarantee: each message becomes exactly one row or one RecordError, whatever its bytes are; neighbours are never
+    touched, and the outcome does not depend on how messages were batched. Raises BrokerError only when the schema
+    registry cannot be reached. Not thread-safe: one decoder per thread.
+    """
+
+    def __init__(self, dataset: Dataset, registry: SchemaRegistry) -> None:
+        self._registry = registry
+        self._schema = table_schema(dataset.schema_name)
+        self._writers: dict[bytes, _WriterSchema] = {}
+
+    def decode(self, batch: ConsumerBatch) -> DecodedBatch:
+        good: list[pa.RecordBatch] = []
+        kept: list[int] = []
+        faults: list[tuple[int, str]] = []
+        for header, indices in self._by_header(batch.values, faults).items():
+            writer = self._writer(header)
+            if isinstance(writer, str):
+                faults += [(index, writer) for index in indices]
+                continue
+            whole = len(indices) == len(batch)
+            values: Sequence[Any] = batch.values if whole else [batch.values[index] for index in indices]
+            _decode_into(writer, values, indices, good, kept, faults)
+        rows = self._with_audit(batch, good, kept)
+        errors = [
+            RecordError(reason, topic=batch.topic, partition=batch.partitions[index], offset=batch.offsets[index])
+            for index, reason in sorted(faults)
+        ]
+        return DecodedBatch(rows, errors)
+
+    def _by_header(self, values: Sequence[bytes | None], faults: list[tuple[int, str]]) -> dict[bytes, Sequence[int]]:
+        """Message indices by Confluent header; what has none is a fault. One header for all is the normal case."""
+        first = values[0][:HEADER_BYTES] if values and values[0] else b""
+        if (
+            len(first) == HEADER_BYTES
+            and first[:1] == MAGIC
+            and all(v is not None and v.startswith(first) for v in values)
+        ):
+            return {first: range(len(values))}
+        groups: dict[bytes, Sequence[int]] = {}
+        for index, value in enumerate(values):
+            if value is None:
+                faults.append((index, "the message has no value"))
+            elif len(value) < HEADER_BYTES or value[:1] != MAGIC:
+                faults.append((index, "the message does not begin with Confluent's magic byte 0 and a schema id"))
+            else:
+                indices = groups.setdefault(value[:HEADER_BYTES], [])
+                assert isinstance(indices, list)
+                indices.append(index)
+        return groups
+
+    def _writer(self, header: bytes) -> _WriterSchema | str:
+        """The writer's schema, or why there is none."""
+        writer = self._writers.get(header)
+        if writer is None:
+            (schema_id,) = struct.unpack(">I", header[1:])
+            try:
+                text = self._registry.schema_text(schema_id)
+                writer = _WriterSchema(json.loads(text), self._schema)
+            except UnknownSchema as error:
+                return str(error)
+            except _Unreadable as error:
+                return f"schema id {schema_id} cannot fill the table: {error}"
+            self._writers[header] = writer
+        return writer
+
+    def _with_audit(self, batch: ConsumerBatch, good: list[pa.RecordBatch], kept: list[int]) -> pa.RecordBatch:
+        if not kept:
+            return pa.RecordBatch.from_pylist([], schema=self._schema)
+        rows = good[0] if len(good) == 1 else pa.concat_batches(good)
+        if any(a > b for a, b in itertools.pairwise(kept)):
+            order = sorted(range(len(kept)), key=kept.__getitem__)
+            rows = rows.take(pa.array(order))
+            kept = sorted(kept)
+        whole = len(kept) == len(batch)
+        topic = pa.DictionaryArray.from_arrays(
+            pa.array([0] * len(kept), pa.int8()), pa.array([topic_short(batch.topic_id)])
+        )
+        partitions = batch.partitions if whole else [batch.partitions[index] for index in kept]
+        offsets = batch.offsets if whole else [batch.offsets[index] for index in kept]
+        audit = [topic.cast(pa.string()), pa.array(partitions, pa.int32()), pa.array(offsets, pa.int64())]
+        assert len(audit) == len(audit_fields())
+        return pa.RecordBatch.from_arrays([*rows.columns, *audit], schema=self._schema)
+
+
+class _Unreadable(Exception):
+    """A writer's schema that cannot be projected onto the table."""
+
+
+class _NotClean(Exception):
+    """A block that did not come out as it went in; `index` is the first message known to be at fault, if any is."""
+
+    def __init__(self, index: int | None = None) -> None:
+        super().__init__()
+        self.index = index
+
+
+class _WriterSchema:
+    """One writer's schema: how to decode a block of it and how to lay the columns out as the table has them."""
+
+    def __init__(self, avro: dict[str, Any], table: pa.Schema) -> None:
+        self._avro = fastavro.parse_schema(avro)
+        try:
+            self.arrow = arrow_schema_of(avro)
+        except (KeyError, TypeError) as error:
+            raise _Unreadable(f"it is no record schema of ours ({error!r})") from None
+        self._fields = [table.field(index) for index in range(len(table) - len(audit_fields()))]
+        for field in self._fields:
+            if field.name not in self.arrow.names and not field.nullable:
+                raise _Unreadable(f"it has no field {field.name!r}")
+        self._header = _container_header(avro)
+
+    def decode_block(self, values: Sequence[bytes]) -> pa.RecordBatch:
+        """All messages as one batch in the table's column order. Raises _NotClean; never anything else."""
+        rows = self._read_block(values)
+        for name in self.arrow.names:
+            self._check_range(rows.column(name))
+        return self._project(rows)
+
+    def decode_one(self, value: bytes) -> pa.RecordBatch | str:
+        """One message by fastavro, the oracle: one row, or the reason why it is none."""
+        body = io.BytesIO(value[HEADER_BYTES:])
+        try:
+            record = fastavro.schemaless_reader(body, self._avro, None)
+        except Exception as error:  # noqa: BLE001  (fastavro raises builtins without a common base)
+            return f"the Avro bytes cannot be decoded ({type(error).__name__}: {error})".replace("\n", " ")
+        left = len(value) - HEADER_BYTES - body.tell()
+        if left:
+            return f"{left} bytes are left over behind the Avro record"
+        try:
+            return self._project(pa.RecordBatch.from_pylist([record], schema=self.arrow))
+        except (pa.ArrowException, ValueError, OverflowError, TypeError) as error:
+            return f"a value does not fit its column ({error})".replace("\n", " ")
+
+    def _read_block(self, values: Sequence[bytes]) -> pa.RecordBatch:
+        count = len(values)
+        nonce = int.from_bytes(os.urandom(_FENCE_BYTES), "little")
+        fences = _fences(nonce, count)
+        parts: list[bytes] = [b""] * (2 * count)
+        parts[0::2] = values
+        parts[1::2] = [fences[at : at + _FENCE_BYTES] for at in range(0, len(fences), _FENCE_BYTES)]
+        body = b"".join(parts)
+        block = b"".join((self._header, _zigzag(count + len(body) + 1), _zigzag(len(body)), body, _SYNC))
+        source = _Buffer(block)
+        try:
+            batch = next(iter(AvroSource([lambda: source], False, False).batch_iter(count, None)), None)
+            rows = None if batch is None else pa.record_batch(batch)
+        except Exception:  # noqa: BLE001  (arrow-avro's errors say nothing about which message; fastavro will)
+            raise _NotClean from None
+        except BaseException as error:
+            if type(error).__name__ != "PanicException":
+                raise
+            raise _NotClean from None
+        if rows is None or rows.num_rows != count:
+            raise _NotClean
+        came_out = rows.column(_FENCE_FIELD).buffers()[1]
+        if came_out is None or came_out.to_pybytes()[: len(fences)] != fences:
+            column = rows.column(_FENCE_FIELD).to_pylist()
+            raise _NotClean(next((i for i, fence in enumerate(column) if fence != parts[2 * i + 1]), None))
+        return rows
+
+    def _check_range(self, column: pa.Array) -> None:
+        kind = column.type
+        if pa.types.is_dictionary(kind):
+            low, high, column = 0, len(column.dictionary) - 1, column.indices
+        elif pa.types.is_decimal(kind):
+            bound = pa.scalar(_largest(kind), kind)
+            low, high = pc.negate(bound).as_py(), bound.as_py()
+        elif pa.types.is_timestamp(kind):
+            low, high, column = _TIME_US_MIN, _TIME_US_MAX, column.view(pa.int64())
+        else:
+            return
+        extremes = pc.min_max(column).as_py()
+        if extremes["min"] is not None and not (low <= extremes["min"] and extremes["max"] <= high):
+            raise _NotClean
+
+    def _project(self, rows: pa.RecordBatch) -> pa.RecordBatch:
+        columns = []
+        for field in self._fields:
+            index = rows.schema.get_field_index(field.name)
+            if index < 0:
+                columns.append(pa.nulls(rows.num_rows, field.type))
+            elif rows.column(index).type == field.type:
+                columns.append(rows.column(index))
+            else:
+                columns.append(_as_type(rows.column(index), field.type))
+        return pa.RecordBatch.from_arrays(columns, schema=pa.schema(self._fields))
+
+
+def _decode_into(
+    writer: _WriterSchema,
+    values: Sequence[bytes],
+    indices: Sequence[int],
+    good: list[pa.RecordBatch],
+    kept: list[int],
+    faults: list[tuple[int, str]],
+) -> None:
+    """Decode all at once; what is not clean is cut apart until the messages at fault stand alone."""
+    pending = [(0, len(values))]
+    while pending:
+        start, end = pending.pop()
+        if start == end:
+            continue
+        try:
+            good.append(writer.decode_block(values[start:end]))
+            kept += indices[start:end]
+            continue
+        except _NotClean as not_clean:
+            at = not_clean.index
+        if end - start == 1:
+            row = writer.decode_one(values[start])
+            if isinstance(row, str):
+                faults.append((indices[start], row))
+            else:
+                good.append(row)
+                kept.append(indices[start])
+        elif at is not None:
+            pending += [(start + at + 1, end), (start + at, start + at + 1), (start, start + at)]
+        else:
+            middle = (start + end) // 2
+            pending += [(middle, end), (start, middle)]
+
+
+def _as_type(column: pa.Array, wanted: pa.DataType) -> pa.Array:
+    if pa.types.is_dictionary(column.type):
+        return column.dictionary_decode().cast(wanted)
+    if pa.types.is_timestamp(column.type):
+        return column.view(pa.int64()).view(wanted)
+    if pa.types.is_map(wanted):
+        validity = column.buffers()[0]
+        items = wanted.item_field.type
+        rebuilt = pa.MapArray.from_buffers(
+            wanted,
+            len(column),
+            [validity, column.buffers()[1]],
+            children=[
+                pa.StructArray.from_arrays(
+                    [column.keys.cast(wanted.key_type), column.items.cast(items)],
+                    fields=[wanted.key_field, wanted.item_field],
+                )
+            ],
+            offset=column.offset,
+        )
+        return rebuilt
+    return column.cast(wanted)
+
+
+def _largest(kind: pa.DataType) -> Any:
+    return Decimal((0, (9,) * kind.precision, -kind.scale))
+
+
+def _fences(nonce: int, count: int) -> bytes:
+    """`count` fences of 8 bytes: consecutive numbers from a random start, so that no two of a block are alike."""
+    modulus = 1 << (8 * _FENCE_BYTES)
+    if nonce + count < modulus:
+        return (np.arange(count, dtype=np.uint64) + np.uint64(nonce)).astype("<u8").tobytes()
+    return b"".join(((nonce + i) % modulus).to_bytes(_FENCE_BYTES, "little") for i in range(count))
+
+
+class _Buffer(io.BytesIO):
+    """An in-memory file in the form that polars-avro opens and rewinds."""
+
+    def __enter__(self) -> _Buffer:
+        self.seek(0)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        return None
+
+
+def _container_header(avro: dict[str, Any]) -> bytes:
+    """An Object Container header for blocks of fenced records of this schema (Avro specification, 1.11)."""
+    fenced = {
+        "type": "record",
+        "name": "Fenced",
+        "fields": [
+            {"name": _FRAME_FIELD, "type": {"type": "fixed", "name": "Frame", "size": HEADER_BYTES}},
+            *({"name": field["name"], "type": field["type"]} for field in avro["fields"]),
+            {"name": _FENCE_FIELD, "type": {"type": "fixed", "name": "Fence", "size": _FENCE_BYTES}},
+        ],
+    }
+    schema_text = json.dumps(fenced).encode()
+    entries = {b"avro.schema": schema_text, b"avro.codec": b"null"}
+    header = b"Obj\x01" + _zigzag(len(entries))
+    for key, value in entries.items():
+        header += _zigzag(len(key)) + key + _zigzag(len(value)) + value
+    return header + _zigzag(0) + _SYNC
+
+
+def _zigzag(number: int) -> bytes:
+    """An Avro long."""
+    rest = (number << 1) ^ (number >> 63)
+    out = bytearray()
+    while rest > 0x7F:
+        out.append((rest & 0x7F) | 0x80)
+        rest >>= 7
+    out.append(rest)
+    return bytes(out)

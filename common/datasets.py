@@ -1,0 +1,57 @@
+"""The datasets that K2 carries, and the names that follow from them: topic, table, schema, order of rows."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+#: The Iceberg namespace, and the SQL schema, of the market's tables.
+NAMESPACE = "market"
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """One kind of record: one Avro schema, one Iceberg table, one topic per asset class and exchange.
+
+    `id_column` is the venue's own identity of the record within (exchange, symbol); `sort_columns` is the order of rows
+    inside a data file.
+    """
+
+    name: str
+    schema_name: str
+    id_column: str
+    sort_columns: tuple[str, ...]
+
+    @property
+    def table(self) -> str:
+        """The table's identifier, `market.trades`."""
+        return f"{NAMESPACE}.{self.name}"
+
+    @property
+    def topic_pattern(self) -> str:
+        """A regular expression that matches exactly this dataset's topics."""
+        return rf"^market\.[a-z]+\.{self.name}\.[a-z0-9_-]+$"
+
+    def topic(self, *, asset_class: str, exchange: str) -> str:
+        """The topic's name, `market.crypto.trades.binance`."""
+        return f"market.{asset_class}.{self.name}.{exchange}"
+
+    def matches(self, topic: str) -> bool:
+        return re.match(self.topic_pattern, topic) is not None
+
+
+TRADES = Dataset("trades", "trade", "trade_id", ("symbol", "event_time", "trade_id"))
+QUOTES = Dataset("quotes", "quote", "quote_id", ("symbol", "receive_time", "quote_id"))
+INSTRUMENTS = Dataset("instruments", "instrument", "message_id", ("symbol", "updated_time"))
+
+DATASETS: dict[str, Dataset] = {dataset.name: dataset for dataset in (TRADES, QUOTES, INSTRUMENTS)}
+
+
+def dataset_of_topic(topic: str) -> Dataset | None:
+    """The dataset whose topic this is, None when it is none of ours."""
+    return next((dataset for dataset in DATASETS.values() if dataset.matches(topic)), None)
+
+
+def dead_letter_topic(topic: str) -> str:
+    """Where messages of `topic` go that cannot be used."""
+    return f"dead-letter.{topic}"

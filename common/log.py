@@ -1,0 +1,415 @@
+"""The Kafka log as K2 reads it: who the cluster and its topics are, and batches from exact positions.
+
+This is the one home of confluent-kafka's consumer and admin client, used by the sink, by the tail and by ingest's
+catch-up, so that all three see the same records (isolation level read_committed) at the same positions.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from confluent_kafka import Consumer, IsolationLevel, KafkaError, KafkaException, TopicCollection, TopicPartition
+from confluent_kafka.admin import AdminClient, NewTopic, OffsetSpec
+
+from common.errors import BrokerError, LogTruncated
+from common.offsets import KafkaPartition, PartitionOffsets
+from common.settings import KafkaSettings
+
+_TRANSIENT = {
+    KafkaError._TRANSPORT,
+    KafkaError._ALL_BROKERS_DOWN,
+    KafkaError._TIMED_OUT,
+    KafkaError._RESOLVE,
+    KafkaError.NOT_LEADER_FOR_PARTITION,
+    KafkaError.LEADER_NOT_AVAILABLE,
+    KafkaError.REQUEST_TIMED_OUT,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class TopicInfo:
+    """One incarnation of a topic."""
+
+    topic: str
+    topic_id: str
+    partitions: int
+
+
+@dataclass(frozen=True, slots=True)
+class ConsumerBatch:
+    """Messages of one topic in the order read: three lists of equal length; offsets rise within each partition."""
+
+    topic: str
+    cluster_id: str
+    topic_id: str
+    partitions: list[int]
+    offsets: list[int]
+    values: list[bytes | None]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the messages' values."""
+        return sum(len(value) for value in self.values if value is not None)
+
+    def __len__(self) -> int:
+        return len(self.offsets)
+
+
+class LogReader(Protocol):
+    """Reads assigned partitions from exact offsets. One thread at a time.
+
+    Guarantee: between two `assign` calls each record of an assigned partition comes out once and in offset order, and
+    `positions` never runs ahead of what `poll` has returned.
+    """
+
+    def assign(self, starts: Mapping[KafkaPartition, int], topics: Mapping[str, str]) -> None:
+        """Read each partition from its start offset (inclusive); replaces what was assigned.
+
+        `topics` maps topic id -> topic name for every topic in `starts`.
+        """
+        ...
+
+    def poll(self, messages_max: int, timeout_s: float) -> list[ConsumerBatch]:
+        """Up to `messages_max` messages, one batch per topic; empty when none came within `timeout_s`.
+
+        Raises BrokerError (retryable) when the broker does not answer, LogTruncated when the position is gone.
+        """
+        ...
+
+    def positions(self) -> PartitionOffsets:
+        """The next offset to be read of each assigned partition, past holes that hold no records."""
+        ...
+
+    def at_end(self) -> bool:
+        """True when every assigned partition was read to the end that the log had when the broker last answered."""
+        ...
+
+    def close(self) -> None:
+        """Give up the connection; never blocks for long."""
+        ...
+
+
+class KafkaLog:
+    """Facts about the cluster and its topics. Thread-safe; each call may block up to the settings' request timeout."""
+
+    def __init__(self, settings: KafkaSettings) -> None:
+        self._settings = settings
+        self._timeout_s = settings.request_timeout_ms / 1000
+        self._admin = AdminClient(settings.client_config())
+
+    def cluster_id(self) -> str:
+        """The cluster's id. Raises BrokerError."""
+        with self._translated("describe the cluster"):
+            return str(self._admin.describe_cluster(request_timeout=self._timeout_s).result().cluster_id)
+
+    def topics(self, pattern: str) -> dict[str, TopicInfo]:
+        """The existing topics whose names match the regular expression, by name. Raises BrokerError."""
+        with self._translated("list topics"):
+            names = [
+                name for name in self._admin.list_topics(timeout=self._timeout_s).topics if re.search(pattern, name)
+            ]
+            if not names:
+                return {}
+            described = self._admin.describe_topics(TopicCollection(names), request_timeout=self._timeout_s)
+            infos = [future.result() for future in described.values()]
+        return {info.name: TopicInfo(info.name, str(info.topic_id), len(info.partitions)) for info in infos}
+
+    def ensure_topics(self, names: Iterable[str]) -> None:
+        """Create the topics that do not exist, with the settings' partitions and replicas. Raises BrokerError."""
+        settings = self._settings
+        new = [
+            NewTopic(name, num_partitions=settings.topic_partitions, replication_factor=settings.topic_replication)
+            for name in names
+        ]
+        if not new:
+            return
+        for name, future in self._admin.create_topics(new, request_timeout=self._timeout_s).items():
+            with self._translated(f"create the topic {name}", unless=KafkaError.TOPIC_ALREADY_EXISTS):
+                future.result()
+
+    def end_offsets(self, topics: Iterable[TopicInfo]) -> PartitionOffsets:
+        """The end of each partition: the offset that its next record would get. Raises BrokerError.
+
+        ListOffsets is taken as a lower bound and the rest is read up to the end that fetches report: the embedded broker
+        (Tansu 0.6) answers ListOffsets with too low an offset, and a transactional log ends behind control records.
+        """
+        cluster_id = self.cluster_id()
+        partitions = {
+            TopicPartition(info.topic, number): KafkaPartition(cluster_id, info.topic_id, number)
+            for info in topics
+            for number in range(info.partitions)
+        }
+        if not partitions:
+            return PartitionOffsets()
+        with self._translated("list offsets"):
+            futures = self._admin.list_offsets(
+                {partition: OffsetSpec.latest() for partition in partitions},
+                isolation_level=IsolationLevel.READ_COMMITTED,
+                request_timeout=self._timeout_s,
+            )
+            starts = {partitions[partition]: future.result().offset for partition, future in futures.items()}
+        reader = KafkaLogReader(self._settings)
+        try:
+            reader.assign(starts, {info.topic_id: info.topic for info in topics})
+            while not reader.at_end():
+                reader.poll(10_000, self._timeout_s)
+            return reader.positions()
+        finally:
+            reader.close()
+
+    def _translated(self, doing: str, *, unless: int | None = None) -> contextlib.AbstractContextManager[None]:
+        return _translated(f"{doing} at {self._settings.bootstrap_servers}", unless=unless)
+
+
+class KafkaLogReader:
+    """The LogReader on a real broker. Sees committed records only; commits no group offsets."""
+
+    def __init__(self, settings: KafkaSettings, *, client_id: str = "k2") -> None:
+        self._servers = settings.bootstrap_servers
+        config = settings.client_config() | {
+            "client.id": client_id,
+            "group.id": client_id,
+            "enable.auto.commit": False,
+            "enable.auto.offset.store": False,
+            "enable.partition.eof": True,
+            "auto.offset.reset": "error",
+            "isolation.level": "read_committed",
+            "fetch.wait.max.ms": settings.fetch_wait_ms_max,
+            "fetch.error.backoff.ms": 100,
+            "queued.min.messages": 50_000,
+            "queued.max.messages.kbytes": 65_536,
+        }
+        with _translated(f"start a consumer for {self._servers}"):
+            self._consumer = Consumer(config)
+        self._partitions: dict[tuple[str, int], KafkaPartition] = {}
+        self._ids: dict[str, tuple[str, str]] = {}
+        self._next: dict[tuple[str, int], int] = {}
+        self._ended: set[tuple[str, int]] = set()
+
+    def assign(self, starts: Mapping[KafkaPartition, int], topics: Mapping[str, str]) -> None:
+        self._partitions = {(topics[partition.topic_id], partition.partition): partition for partition in starts}
+        self._ids = {topic: (p.cluster_id, p.topic_id) for (topic, _number), p in self._partitions.items()}
+        self._next = {key: starts[partition] for key, partition in self._partitions.items()}
+        self._ended = set()
+        with _translated(f"read from {self._servers}"):
+            self._consumer.assign(
+                [TopicPartition(topic, number, self._next[topic, number]) for topic, number in self._next]
+            )
+
+    def poll(self, messages_max: int, timeout_s: float) -> list[ConsumerBatch]:
+        with _translated(f"read from {self._servers}"):
+            first = self._consumer.poll(timeout_s)
+            if first is None:
+                return []
+            messages = [first, *self._consumer.consume(messages_max - 1, 0)] if messages_max > 1 else [first]
+        ends: dict[tuple[str, int], int] = {}
+        if any(message.error() is not None for message in messages):
+            messages, ends = self._without_events(messages)
+        topics = {message.topic() for message in messages}
+        batches = [
+            self._batch(topic, messages if len(topics) == 1 else [m for m in messages if m.topic() == topic])
+            for topic in topics
+        ]
+        for key, end in ends.items():
+            self._next[key] = max(self._next[key], end)
+            self._ended.add(key)
+        return batches
+
+    def positions(self) -> PartitionOffsets:
+        """The next offset to be read of each assigned partition, past holes that hold no records."""
+        ...
+
+    def at_end(self) -> bool:
+        """True when every assigned partition was read to the end that the log had when the broker last answered."""
+        ...
+
+    def close(self) -> None:
+        """Give up the connection; never blocks for long."""
+        ...
+
+
+class KafkaLog:
+    """Facts about the cluster and its topics. Thread-safe; each call may block up to the settings' request timeout."""
+
+    def __init__(self, settings: KafkaSettings) -> None:
+        self._settings = settings
+        self._timeout_s = settings.request_timeout_ms / 1000
+        self._admin = AdminClient(settings.client_config())
+
+    def cluster_id(self) -> str:
+        """The cluster's id. Raises BrokerError."""
+        with self._translated("describe the cluster"):
+            return str(self._admin.describe_cluster(request_timeout=self._timeout_s).result().cluster_id)
+
+    def topics(self, pattern: str) -> dict[str, TopicInfo]:
+        """The existing topics whose names match the regular expression, by name. Raises BrokerError."""
+        with self._translated("list topics"):
+            names = [
+                name for name in self._admin.list_topics(timeout=self._timeout_s).topics if re.search(pattern, name)
+            ]
+            if not names:
+                return {}
+            described = self._admin.describe_topics(TopicCollection(names), request_timeout=self._timeout_s)
+            infos = [future.result() for future in described.values()]
+        return {info.name: TopicInfo(info.name, str(info.topic_id), len(info.partitions)) for info in infos}
+
+    def ensure_topics(self, names: Iterable[str]) -> None:
+        """Create the topics that do not exist, with the settings' partitions and replicas. Raises BrokerError."""
+        settings = self._settings
+        new = [
+            NewTopic(name, num_partitions=settings.topic_partitions, replication_factor=settings.topic_replication)
+            for name in names
+        ]
+        if not new:
+            return
+        for name, future in self._admin.create_topics(new, request_timeout=self._timeout_s).items():
+            with self._translated(f"create the topic {name}", unless=KafkaError.TOPIC_ALREADY_EXISTS):
+                future.result()
+
+    def end_offsets(self, topics: Iterable[TopicInfo]) -> PartitionOffsets:
+        """The end of each partition: the offset that its next record would get. Raises BrokerError.
+
+        ListOffsets is taken as a lower bound and the rest is read up to the end that fetches report: the embedded broker
+        (Tansu 0.6) answers ListOffsets with too low an offset, and a transactional log ends behind control records.
+        """
+        cluster_id = self.cluster_id()
+        partitions = {
+            TopicPartition(info.topic, number): KafkaPartition(cluster_id, info.topic_id, number)
+            for info in topics
+            for number in range(info.partitions)
+        }
+        if not partitions:
+            return PartitionOffsets()
+        with self._translated("list offsets"):
+            futures = self._admin.list_offsets(
+                {partition: OffsetSpec.latest() for partition in partitions},
+                isolation_level=IsolationLevel.READ_COMMITTED,
+                request_timeout=self._timeout_s,
+            )
+            starts = {partitions[partition]: future.result().offset for partition, future in futures.items()}
+        reader = KafkaLogReader(self._settings)
+        try:
+            reader.assign(starts, {info.topic_id: info.topic for info in topics})
+            while not reader.at_end():
+                reader.poll(10_000, self._timeout_s)
+            return reader.positions()
+        finally:
+            reader.close()
+
+    def _translated(self, doing: str, *, unless: int | None = None) -> contextlib.AbstractContextManager[None]:
+        return _translated(f"{doing} at {self._settings.bootstrap_servers}", unless=unless)
+
+
+class KafkaLogReader:
+    """The LogReader on a real broker. Sees committed records only; commits no group offsets."""
+
+    def __init__(self, settings: KafkaSettings, *, client_id: str = "k2") -> None:
+        self._servers = settings.bootstrap_servers
+        config = settings.client_config() | {
+            "client.id": client_id,
+            "group.id": client_id,
+            "enable.auto.commit": False,
+            "enable.auto.offset.store": False,
+            "enable.partition.eof": True,
+            "auto.offset.reset": "error",
+            "isolation.level": "read_committed",
+            "fetch.wait.max.ms": settings.fetch_wait_ms_max,
+            "fetch.error.backoff.ms": 100,
+            "queued.min.messages": 50_000,
+            "queued.max.messages.kbytes": 65_536,
+        }
+        with _translated(f"start a consumer for {self._servers}"):
+            self._consumer = Consumer(config)
+        self._partitions: dict[tuple[str, int], KafkaPartition] = {}
+        self._ids: dict[str, tuple[str, str]] = {}
+        self._next: dict[tuple[str, int], int] = {}
+        self._ended: set[tuple[str, int]] = set()
+
+    def assign(self, starts: Mapping[KafkaPartition, int], topics: Mapping[str, str]) -> None:
+        self._partitions = {(topics[partition.topic_id], partition.partition): partition for partition in starts}
+        self._ids = {topic: (p.cluster_id, p.topic_id) for (topic, _number), p in self._partitions.items()}
+        self._next = {key: starts[partition] for key, partition in self._partitions.items()}
+        self._ended = set()
+        with _translated(f"read from {self._servers}"):
+            self._consumer.assign(
+                [TopicPartition(topic, number, self._next[topic, number]) for topic, number in self._next]
+            )
+
+    def poll(self, messages_max: int, timeout_s: float) -> list[ConsumerBatch]:
+        with _translated(f"read from {self._servers}"):
+            first = self._consumer.poll(timeout_s)
+            if first is None:
+                return []
+            messages = [first, *self._consumer.consume(messages_max - 1, 0)] if messages_max > 1 else [first]
+        if any(message.error() is not None for message in messages):
+            messages = self._without_events(messages)
+        if not messages:
+            return []
+        topics = {message.topic() for message in messages}
+        return [
+            self._batch(topic, messages if len(topics) == 1 else [m for m in messages if m.topic() == topic])
+            for topic in topics
+        ]
+
+    def positions(self) -> PartitionOffsets:
+        return PartitionOffsets({self._partitions[key]: next_offset for key, next_offset in self._next.items()})
+
+    def at_end(self) -> bool:
+        return len(self._ended) == len(self._partitions)
+
+    def close(self) -> None:
+        self._consumer.close()
+
+    def _batch(self, topic: str, messages: Sequence[Any]) -> ConsumerBatch:
+        cluster_id, topic_id = self._ids[topic]
+        partitions = [message.partition() for message in messages]
+        offsets = [message.offset() for message in messages]
+        values = [message.value() for message in messages]
+        for number, offset in dict(zip(partitions, offsets, strict=True)).items():
+            self._next[topic, number] = offset + 1
+            self._ended.discard((topic, number))
+        return ConsumerBatch(topic, cluster_id, topic_id, partitions, offsets, values)
+
+    def _without_events(self, messages: Sequence[Any]) -> tuple[list[Any], dict[tuple[str, int], int]]:
+        """The records, and the end of each partition whose end was reported behind its last record."""
+        records = []
+        ends: dict[tuple[str, int], int] = {}
+        for message in messages:
+            error = message.error()
+            key = (message.topic(), message.partition())
+            if error is None:
+                records.append(message)
+                ends.pop(key, None)
+            elif error.code() == KafkaError._PARTITION_EOF:
+                if key in self._next:
+                    ends[key] = message.offset()
+            elif error.code() in (KafkaError.OFFSET_OUT_OF_RANGE, KafkaError._AUTO_OFFSET_RESET):
+                raise LogTruncated(
+                    f"{message.topic()}[{message.partition()}] no longer holds offset {self._next.get(key)}: "
+                    f"{error.str()}; retention removed it, or the topic was made anew"
+                )
+            elif error.code() not in _TRANSIENT:
+                raise BrokerError(f"the broker {self._servers} answered with an error while reading: {error.str()}")
+        return records, ends
+
+
+class _translated(contextlib.AbstractContextManager[None]):  # noqa: N801  (reads as a phrase: with _translated(...))
+    """confluent-kafka's exceptions as BrokerError."""
+
+    def __init__(self, doing: str, *, unless: int | None = None) -> None:
+        self._doing = doing
+        self._unless = unless
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> bool:
+        if not isinstance(error, KafkaException):
+            return False
+        cause = error.args[0] if error.args and isinstance(error.args[0], KafkaError) else None
+        if cause is not None and cause.code() == self._unless:
+            return True
+        reason = cause.str() if cause is not None else str(error)
+        hint = "check that the broker runs and that K2_KAFKA_BOOTSTRAP_SERVERS is right"
+        raise BrokerError(f"Kafka could not {self._doing} ({reason}); {hint}") from None

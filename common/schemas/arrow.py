@@ -1,0 +1,122 @@
+"""Arrow schemas derived from the packaged Avro schemas, with the Iceberg field ids in the field metadata.
+
+Guarantee: for each field the Arrow type is the exact counterpart of the Avro type (decimals stay decimals, instants are
+UTC microseconds), nullability is the union with null, and `PARQUET:field_id` is the Avro `field-id`. Iceberg's schema
+is derived from this one (sink.table), so the three cannot drift apart.
+"""
+
+from __future__ import annotations
+
+import json
+from functools import cache
+from importlib import resources
+from typing import Any
+
+import pyarrow as pa
+
+from common.errors import SettingsError
+
+FIELD_ID_KEY = b"PARQUET:field_id"
+DOC_KEY = b"doc"
+
+#: The columns that sink and tail add to every row (rule 4): where in the log the row came from. Their field ids lie
+#: far above the schemas' own, so that schemas can grow.
+AUDIT_FIELD_ID_BASE = 10_000
+AUDIT_COLUMNS = ("_kafka_topic", "_kafka_partition", "_kafka_offset")
+
+_PRIMITIVES: dict[str, pa.DataType] = {
+    "string": pa.string(),
+    "long": pa.int64(),
+    "int": pa.int32(),
+    "boolean": pa.bool_(),
+    "double": pa.float64(),
+    "bytes": pa.binary(),
+}
+
+
+def avro_schema_text(schema_name: str) -> str:
+    """The text of a packaged schema: `trade`, `quote` or `instrument`."""
+    try:
+        return resources.files("common.schemas").joinpath(f"{schema_name}.avsc").read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise SettingsError(f"there is no packaged Avro schema named {schema_name!r}") from None
+
+
+@cache
+def avro_schema(schema_name: str) -> dict[str, Any]:
+    """The packaged schema as parsed JSON. Shared: do not modify."""
+    parsed: dict[str, Any] = json.loads(avro_schema_text(schema_name))
+    return parsed
+
+
+def arrow_schema_of(avro: dict[str, Any]) -> pa.Schema:
+    """The Arrow schema of an Avro record schema, without the audit columns."""
+    return pa.schema([_field(field) for field in avro["fields"]])
+
+
+@cache
+def record_schema(schema_name: str) -> pa.Schema:
+    """The Arrow schema of the packaged schema `schema_name`, without the audit columns."""
+    return arrow_schema_of(avro_schema(schema_name))
+
+
+@cache
+def audit_fields() -> tuple[pa.Field, ...]:
+    """The audit columns: topic id's short form, partition, offset."""
+    columns = (
+        ("_kafka_topic", pa.string(), "The first 8 characters of the id of the topic the row came from."),
+        ("_kafka_partition", pa.int32(), "The topic's partition."),
+        ("_kafka_offset", pa.int64(), "The record's offset in the partition."),
+    )
+    return tuple(
+        pa.field(name, data_type, nullable=False, metadata=_metadata(AUDIT_FIELD_ID_BASE + index, doc))
+        for index, (name, data_type, doc) in enumerate(columns, 1)
+    )
+
+
+@cache
+def table_schema(schema_name: str) -> pa.Schema:
+    """The Arrow schema of the table and of the tail: the record's fields, then the audit columns."""
+    return pa.schema([*record_schema(schema_name), *audit_fields()])
+
+
+def _field(avro_field: dict[str, Any]) -> pa.Field:
+    avro_type, nullable = _unwrap_nullable(avro_field["type"])
+    metadata = _metadata(avro_field["field-id"], avro_field.get("doc", ""))
+    return pa.field(avro_field["name"], _data_type(avro_type), nullable=nullable, metadata=metadata)
+
+
+def _unwrap_nullable(avro_type: Any) -> tuple[Any, bool]:
+    if not isinstance(avro_type, list):
+        return avro_type, False
+    branches = [branch for branch in avro_type if branch != "null"]
+    if len(branches) != 1 or len(branches) == len(avro_type):
+        raise SettingsError(f"only unions of null and one type are supported in our Avro schemas, not {avro_type}")
+    return branches[0], True
+
+
+def _data_type(avro_type: Any) -> pa.DataType:
+    if isinstance(avro_type, str):
+        return _PRIMITIVES[avro_type]
+    kind, logical = avro_type["type"], avro_type.get("logicalType")
+    if logical == "decimal":
+        return pa.decimal128(avro_type["precision"], avro_type["scale"])
+    if logical == "timestamp-micros":
+        return pa.timestamp("us", tz="UTC")
+    if kind == "enum":
+        return pa.string()
+    if kind == "array":
+        element = pa.field("element", _data_type(avro_type["items"]), False, _metadata(avro_type["element-id"]))
+        return pa.list_(element)
+    if kind == "map":
+        key = pa.field("key", pa.string(), False, _metadata(avro_type["key-id"]))
+        value = pa.field("value", _data_type(avro_type["values"]), False, _metadata(avro_type["value-id"]))
+        return pa.map_(key, value)
+    raise SettingsError(f"our Avro schemas do not use the type {avro_type}")
+
+
+def _metadata(field_id: int, doc: str = "") -> dict[bytes, bytes]:
+    metadata = {FIELD_ID_KEY: str(field_id).encode()}
+    if doc:
+        metadata[DOC_KEY] = doc.encode()
+    return metadata

@@ -1,0 +1,188 @@
+"""Settings: one frozen object per concern, read from `K2_...` environment variables, every bound checked at start.
+
+Units are the last part of a name. A wrong value raises SettingsError with the variable's name, what it is, and what it
+may be; nothing is read from the environment after start.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal, Self, TypeVar
+
+from pydantic import Field, SecretStr, ValidationError
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from common.errors import SettingsError
+
+S = TypeVar("S", bound="Settings")
+
+
+class Settings(BaseSettings):
+    """Base of every settings object: frozen, no unknown fields, errors as one sentence."""
+
+    model_config = SettingsConfigDict(frozen=True, extra="forbid")
+
+    @classmethod
+    def load(cls, **overrides: Any) -> Self:
+        """Settings from the environment; `overrides` that are not None win. Raises SettingsError."""
+        try:
+            return cls(**{name: value for name, value in overrides.items() if value is not None})
+        except ValidationError as error:
+            first = error.errors()[0]
+            name = ".".join(str(part) for part in first["loc"]) or "settings"
+            prefix = cls.model_config.get("env_prefix", "")
+            raise SettingsError(
+                f"the setting {prefix}{name.upper()} is wrong ({first.get('input')!r}): {first['msg']}; correct it and start again"
+            ) from None
+
+
+class KafkaSettings(Settings):
+    """How to reach the log. Without bootstrap servers the command starts the embedded broker."""
+
+    model_config = SettingsConfigDict(env_prefix="K2_KAFKA_", frozen=True, extra="forbid")
+
+    bootstrap_servers: str | None = Field(None, description="host:port, comma separated; unset = embedded broker")
+    schema_registry_url: str | None = Field(None, description="Confluent-compatible registry; unset = embedded")
+    topic_partitions: int = Field(4, ge=1, le=1024, description="partitions of a topic that K2 creates")
+    topic_replication: int = Field(1, ge=1, le=9, description="replicas of a topic that K2 creates")
+    security_protocol: Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"] = "PLAINTEXT"
+    sasl_mechanism: str | None = None
+    sasl_username: str | None = None
+    sasl_password: SecretStr | None = None
+    ssl_ca_file: Path | None = None
+    request_timeout_ms: int = Field(10_000, ge=100, le=300_000)
+    fetch_wait_ms_max: int = Field(10, ge=1, le=10_000, description="how long a broker may hold an empty fetch")
+
+    def client_config(self) -> dict[str, Any]:
+        """The configuration that every confluent-kafka client of K2 starts from. Raises SettingsError."""
+        if not self.bootstrap_servers:
+            raise SettingsError(
+                "K2_KAFKA_BOOTSTRAP_SERVERS is not set; set it to host:port of a Kafka broker or start `k2 broker`"
+            )
+        config: dict[str, Any] = {
+            "bootstrap.servers": self.bootstrap_servers,
+            "security.protocol": self.security_protocol,
+            "socket.nagle.disable": True,
+            "log_level": 2,
+        }
+        if self.sasl_mechanism:
+            config["sasl.mechanism"] = self.sasl_mechanism
+        if self.sasl_username:
+            config["sasl.username"] = self.sasl_username
+        if self.sasl_password:
+            config["sasl.password"] = self.sasl_password.get_secret_value()
+        if self.ssl_ca_file:
+            config["ssl.ca.location"] = str(self.ssl_ca_file)
+        return config
+
+
+class LakeSettings(Settings):
+    """Where the Iceberg catalog and its files are. By default: SQLite and a folder under `data_dir`."""
+
+    model_config = SettingsConfigDict(env_prefix="K2_LAKE_", frozen=True, extra="forbid")
+
+    data_dir: Path = Field(Path(".k2"), description="K2's own folder: catalog, warehouse, ledger")
+    catalog_uri: str | None = Field(None, description="PyIceberg SQL catalog; unset = SQLite in data_dir")
+    warehouse: str | None = Field(None, description="file:// or s3:// location; unset = data_dir/warehouse")
+    catalog_name: str = Field("k2", min_length=1)
+    catalog_properties: dict[str, str] = Field(
+        default_factory=dict, description="further PyIceberg catalog properties, as JSON"
+    )
+
+    @property
+    def resolved_catalog_uri(self) -> str:
+        return self.catalog_uri or f"sqlite:///{self.data_dir.resolve() / 'catalog.db'}"
+
+    @property
+    def resolved_warehouse(self) -> str:
+        return self.warehouse or f"file://{self.data_dir.resolve() / 'warehouse'}"
+
+    def prepare(self) -> None:
+        """Make `data_dir`. Raises SettingsError when it cannot be written."""
+        probe = self.data_dir / ".writable"
+        try:
+            self.data_dir.mkdir(parents=True, exist_ok=True)
+            probe.write_bytes(b"")
+            probe.unlink()
+        except OSError as error:
+            raise SettingsError(
+                f"the data directory {self.data_dir} cannot be written ({error.strerror}); choose another with --data-dir or K2_LAKE_DATA_DIR"
+            ) from None
+
+
+class IngestSettings(Settings):
+    """The feed and the producer."""
+
+    model_config = SettingsConfigDict(env_prefix="K2_INGEST_", frozen=True, extra="forbid")
+
+    binance_url: str = "wss://data-stream.binance.vision"
+    open_timeout_s: float = Field(10.0, gt=0, le=120)
+    stale_after_s: float = Field(120.0, gt=0, le=3600, description="no frame for this long = reconnect")
+    backoff_s_first: float = Field(5.0, gt=0, le=60)
+    backoff_s_max: float = Field(60.0, gt=0, le=3600)
+    rotate_after_s: float = Field(4 * 3600.0, gt=0, le=23 * 3600)
+    linger_ms: float = Field(2.0, ge=0, le=1000)
+    queue_messages_max: int = Field(
+        100_000, ge=1000, le=10_000_000, description="unacknowledged messages before the socket waits"
+    )
+    checkpoint_interval_s: float = Field(10.0, gt=0, le=3600)
+
+
+class SinkSettings(Settings):
+    """When the sink commits: whichever of rows, bytes and age comes first."""
+
+    model_config = SettingsConfigDict(env_prefix="K2_SINK_", frozen=True, extra="forbid")
+
+    commit_rows_max: int = Field(1_000_000, ge=1, le=50_000_000)
+    commit_bytes_max: int = Field(
+        256 * 1024 * 1024, ge=1024, le=8 * 1024**3, description="Avro bytes held before a commit"
+    )
+    commit_age_ms_max: int = Field(1_000, ge=10, le=3_600_000)
+    poll_messages_max: int = Field(10_000, ge=1, le=100_000)
+    snapshots_kept_min: int = Field(50, ge=1, le=10_000)
+
+
+class FlightSettings(Settings):
+    """The Flight SQL server and its engine."""
+
+    model_config = SettingsConfigDict(env_prefix="K2_FLIGHT_", frozen=True, extra="forbid")
+
+    host: str = "127.0.0.1"
+    port: int = Field(50051, ge=0, le=65535, description="0 = any free port")
+    memory_bytes_max: int = Field(4 * 1024**3, ge=64 * 1024**2, description="DuckDB's memory limit")
+    threads: int | None = Field(None, ge=1, le=1024, description="DuckDB's threads; unset = one per core")
+    batch_rows_max: int = Field(65_536, ge=1, le=1_000_000)
+    batch_bytes_max: int = Field(
+        8 * 1024**2, ge=64 * 1024, le=15 * 1024**2, description="below ADBC's 16 MiB message limit"
+    )
+    sessions_max: int = Field(256, ge=1, le=100_000)
+    session_idle_s_max: float = Field(1800.0, gt=0)
+    statement_timeout_s: float = Field(300.0, gt=0, le=86_400)
+    snapshot_refresh_ms: int = Field(
+        200, ge=10, le=60_000, description="how often the catalog is asked for a newer snapshot"
+    )
+    tail_poll_ms: int = Field(5, ge=1, le=1000)
+    drain_s_max: float = Field(3.0, ge=0, le=300)
+
+
+class TelemetrySettings(Settings):
+    """Logs and metrics."""
+
+    model_config = SettingsConfigDict(env_prefix="K2_TELEMETRY_", frozen=True, extra="forbid")
+
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    log_format: Literal["auto", "json", "console"] = Field(
+        "auto", description="auto = console on a terminal, else json"
+    )
+    metrics_port: int | None = Field(None, ge=0, le=65535, description="Prometheus endpoint; unset = none")
+    metrics_host: str = "127.0.0.1"
+
+
+ALL_SETTINGS: tuple[type[Settings], ...] = (
+    KafkaSettings,
+    LakeSettings,
+    IngestSettings,
+    SinkSettings,
+    FlightSettings,
+    TelemetrySettings,
+)

@@ -1,0 +1,1 @@
+"""Exchanges in, Kafka out: each trade and quote once, whatever the exchange repeats."""

@@ -1,0 +1,1 @@
+"""One pure session per venue: frames in, events out. No socket, no clock."""
