@@ -355,7 +355,7 @@ def _as_type(column: pa.Array, wanted: pa.DataType) -> pa.Array:
     if pa.types.is_map(wanted):
         validity = column.buffers()[0]
         items = wanted.item_field.type
-        rebuilt = pa.MapArray.from_buffers(
+        return pa.MapArray.from_buffers(
             wanted,
             len(column),
             [validity, column.buffers()[1]],
@@ -367,7 +367,6 @@ def _as_type(column: pa.Array, wanted: pa.DataType) -> pa.Array:
             ],
             offset=column.offset,
         )
-        return rebuilt
     return column.cast(wanted)
 
 

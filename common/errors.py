@@ -6,6 +6,7 @@
     ├ RecordError          one bad message: dead-letter it, keep its neighbours
     ├ EncodeError          a record does not fit its schema
     ├ BrokerError          the log cannot be reached; LogTruncated: it no longer holds the offsets asked for
+    ├ CatalogError         the Iceberg catalog or its files cannot be reached or read
     ├ CommitError          CommitConflict, CommitStateUnknown
     ├ ReadViewError        SnapshotNotFound, SnapshotExpired, TailGap
     ├ StatementError       InvalidStatement, TableNotFound, Unsupported, StatementTimeout,
@@ -82,6 +83,12 @@ class LogTruncated(BrokerError):
     """The log no longer holds the offsets asked for: retention or a recreated topic took them."""
 
     retryable = False
+
+
+class CatalogError(K2Error):
+    """The Iceberg catalog, or the store of its files, cannot be reached, read or written; nothing was committed."""
+
+    retryable = True
 
 
 class CommitError(K2Error):

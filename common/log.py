@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import re
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -134,8 +135,9 @@ class KafkaLog:
     def end_offsets(self, topics: Iterable[TopicInfo]) -> PartitionOffsets:
         """The end of each partition: the offset that its next record would get. Raises BrokerError.
 
-        ListOffsets is taken as a lower bound and the rest is read up to the end that fetches report: the embedded broker
-        (Tansu 0.6) answers ListOffsets with too low an offset, and a transactional log ends behind control records.
+        ListOffsets is taken as a lower bound and the rest is read up to the end that fetches report: the embedded
+        broker (Tansu 0.6) answers ListOffsets with too low an offset, and a transactional log ends behind control
+        records.
         """
         cluster_id = self.cluster_id()
         partitions = {
@@ -155,8 +157,12 @@ class KafkaLog:
         reader = KafkaLogReader(self._settings)
         try:
             reader.assign(starts, {info.topic_id: info.topic for info in topics})
+            deadline = time.monotonic() + self._timeout_s
             while not reader.at_end():
-                reader.poll(10_000, self._timeout_s)
+                if reader.poll(10_000, 0.1):
+                    deadline = time.monotonic() + self._timeout_s
+                elif time.monotonic() > deadline:
+                    raise BrokerError(f"the broker {self._settings.bootstrap_servers} did not say where its log ends")
             return reader.positions()
         finally:
             reader.close()
@@ -206,154 +212,16 @@ class KafkaLogReader:
             if first is None:
                 return []
             messages = [first, *self._consumer.consume(messages_max - 1, 0)] if messages_max > 1 else [first]
-        ends: dict[tuple[str, int], int] = {}
-        if any(message.error() is not None for message in messages):
-            messages, ends = self._without_events(messages)
-        topics = {message.topic() for message in messages}
+        records, ends = self._without_events(messages)
+        topics = {record.topic() for record in records}
         batches = [
-            self._batch(topic, messages if len(topics) == 1 else [m for m in messages if m.topic() == topic])
+            self._batch(topic, records if len(topics) == 1 else [r for r in records if r.topic() == topic])
             for topic in topics
         ]
         for key, end in ends.items():
             self._next[key] = max(self._next[key], end)
             self._ended.add(key)
         return batches
-
-    def positions(self) -> PartitionOffsets:
-        """The next offset to be read of each assigned partition, past holes that hold no records."""
-        ...
-
-    def at_end(self) -> bool:
-        """True when every assigned partition was read to the end that the log had when the broker last answered."""
-        ...
-
-    def close(self) -> None:
-        """Give up the connection; never blocks for long."""
-        ...
-
-
-class KafkaLog:
-    """Facts about the cluster and its topics. Thread-safe; each call may block up to the settings' request timeout."""
-
-    def __init__(self, settings: KafkaSettings) -> None:
-        self._settings = settings
-        self._timeout_s = settings.request_timeout_ms / 1000
-        self._admin = AdminClient(settings.client_config())
-
-    def cluster_id(self) -> str:
-        """The cluster's id. Raises BrokerError."""
-        with self._translated("describe the cluster"):
-            return str(self._admin.describe_cluster(request_timeout=self._timeout_s).result().cluster_id)
-
-    def topics(self, pattern: str) -> dict[str, TopicInfo]:
-        """The existing topics whose names match the regular expression, by name. Raises BrokerError."""
-        with self._translated("list topics"):
-            names = [
-                name for name in self._admin.list_topics(timeout=self._timeout_s).topics if re.search(pattern, name)
-            ]
-            if not names:
-                return {}
-            described = self._admin.describe_topics(TopicCollection(names), request_timeout=self._timeout_s)
-            infos = [future.result() for future in described.values()]
-        return {info.name: TopicInfo(info.name, str(info.topic_id), len(info.partitions)) for info in infos}
-
-    def ensure_topics(self, names: Iterable[str]) -> None:
-        """Create the topics that do not exist, with the settings' partitions and replicas. Raises BrokerError."""
-        settings = self._settings
-        new = [
-            NewTopic(name, num_partitions=settings.topic_partitions, replication_factor=settings.topic_replication)
-            for name in names
-        ]
-        if not new:
-            return
-        for name, future in self._admin.create_topics(new, request_timeout=self._timeout_s).items():
-            with self._translated(f"create the topic {name}", unless=KafkaError.TOPIC_ALREADY_EXISTS):
-                future.result()
-
-    def end_offsets(self, topics: Iterable[TopicInfo]) -> PartitionOffsets:
-        """The end of each partition: the offset that its next record would get. Raises BrokerError.
-
-        ListOffsets is taken as a lower bound and the rest is read up to the end that fetches report: the embedded broker
-        (Tansu 0.6) answers ListOffsets with too low an offset, and a transactional log ends behind control records.
-        """
-        cluster_id = self.cluster_id()
-        partitions = {
-            TopicPartition(info.topic, number): KafkaPartition(cluster_id, info.topic_id, number)
-            for info in topics
-            for number in range(info.partitions)
-        }
-        if not partitions:
-            return PartitionOffsets()
-        with self._translated("list offsets"):
-            futures = self._admin.list_offsets(
-                {partition: OffsetSpec.latest() for partition in partitions},
-                isolation_level=IsolationLevel.READ_COMMITTED,
-                request_timeout=self._timeout_s,
-            )
-            starts = {partitions[partition]: future.result().offset for partition, future in futures.items()}
-        reader = KafkaLogReader(self._settings)
-        try:
-            reader.assign(starts, {info.topic_id: info.topic for info in topics})
-            while not reader.at_end():
-                reader.poll(10_000, self._timeout_s)
-            return reader.positions()
-        finally:
-            reader.close()
-
-    def _translated(self, doing: str, *, unless: int | None = None) -> contextlib.AbstractContextManager[None]:
-        return _translated(f"{doing} at {self._settings.bootstrap_servers}", unless=unless)
-
-
-class KafkaLogReader:
-    """The LogReader on a real broker. Sees committed records only; commits no group offsets."""
-
-    def __init__(self, settings: KafkaSettings, *, client_id: str = "k2") -> None:
-        self._servers = settings.bootstrap_servers
-        config = settings.client_config() | {
-            "client.id": client_id,
-            "group.id": client_id,
-            "enable.auto.commit": False,
-            "enable.auto.offset.store": False,
-            "enable.partition.eof": True,
-            "auto.offset.reset": "error",
-            "isolation.level": "read_committed",
-            "fetch.wait.max.ms": settings.fetch_wait_ms_max,
-            "fetch.error.backoff.ms": 100,
-            "queued.min.messages": 50_000,
-            "queued.max.messages.kbytes": 65_536,
-        }
-        with _translated(f"start a consumer for {self._servers}"):
-            self._consumer = Consumer(config)
-        self._partitions: dict[tuple[str, int], KafkaPartition] = {}
-        self._ids: dict[str, tuple[str, str]] = {}
-        self._next: dict[tuple[str, int], int] = {}
-        self._ended: set[tuple[str, int]] = set()
-
-    def assign(self, starts: Mapping[KafkaPartition, int], topics: Mapping[str, str]) -> None:
-        self._partitions = {(topics[partition.topic_id], partition.partition): partition for partition in starts}
-        self._ids = {topic: (p.cluster_id, p.topic_id) for (topic, _number), p in self._partitions.items()}
-        self._next = {key: starts[partition] for key, partition in self._partitions.items()}
-        self._ended = set()
-        with _translated(f"read from {self._servers}"):
-            self._consumer.assign(
-                [TopicPartition(topic, number, self._next[topic, number]) for topic, number in self._next]
-            )
-
-    def poll(self, messages_max: int, timeout_s: float) -> list[ConsumerBatch]:
-        with _translated(f"read from {self._servers}"):
-            first = self._consumer.poll(timeout_s)
-            if first is None:
-                return []
-            messages = [first, *self._consumer.consume(messages_max - 1, 0)] if messages_max > 1 else [first]
-        if any(message.error() is not None for message in messages):
-            messages = self._without_events(messages)
-        if not messages:
-            return []
-        topics = {message.topic() for message in messages}
-        return [
-            self._batch(topic, messages if len(topics) == 1 else [m for m in messages if m.topic() == topic])
-            for topic in topics
-        ]
 
     def positions(self) -> PartitionOffsets:
         return PartitionOffsets({self._partitions[key]: next_offset for key, next_offset in self._next.items()})
@@ -374,10 +242,12 @@ class KafkaLogReader:
             self._ended.discard((topic, number))
         return ConsumerBatch(topic, cluster_id, topic_id, partitions, offsets, values)
 
-    def _without_events(self, messages: Sequence[Any]) -> tuple[list[Any], dict[tuple[str, int], int]]:
+    def _without_events(self, messages: list[Any]) -> tuple[list[Any], dict[tuple[str, int], int]]:
         """The records, and the end of each partition whose end was reported behind its last record."""
-        records = []
         ends: dict[tuple[str, int], int] = {}
+        if all(message.error() is None for message in messages):
+            return messages, ends
+        records = []
         for message in messages:
             error = message.error()
             key = (message.topic(), message.partition())

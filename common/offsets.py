@@ -78,7 +78,7 @@ class PartitionOffsets(Mapping[KafkaPartition, int]):
         return all(self.next_offset(partition) >= next_offset for partition, next_offset in other.items())
 
     def to_text(self) -> str:
-        """Compact JSON, keys sorted, so that equal positions have equal text: {cluster: {topic id: {partition: next}}}."""
+        """Compact sorted JSON, {cluster: {topic id: {partition: next}}}: equal positions have equal text."""
         tree: dict[str, dict[str, dict[str, int]]] = {}
         for cluster_id, topic_id, partition in sorted(self._next):
             next_offset = self._next[KafkaPartition(cluster_id, topic_id, partition)]

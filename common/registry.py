@@ -1,4 +1,4 @@
-"""Schemas by id: Confluent's registry when a URL is set, else the packaged schemas under ids that every process derives alike."""
+"""Schemas by id: Confluent's registry when a URL is set, else the packaged schemas under ids derived from their text."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class UnknownSchema(K2Error):
 
 
 class EmbeddedRegistry:
-    """The packaged schemas, and any registered here; an id is a checksum of the text, so processes agree without talking."""
+    """The packaged schemas, and any registered here. An id is a checksum of the text: processes agree without talking."""
 
     def __init__(self) -> None:
         self._texts: dict[int, str] = {}
@@ -60,7 +60,7 @@ class ConfluentRegistry:
         from confluent_kafka.schema_registry.error import SchemaRegistryError
 
         try:
-            return int(self._client.register_schema(subject, Schema(schema_text, "AVRO")))
+            return int(self._client.register_schema(subject, Schema(schema_text, schema_type="AVRO")))
         except (SchemaRegistryError, OSError) as error:
             raise BrokerError(f"the schema registry {self._url} did not register {subject}: {error}") from None
 

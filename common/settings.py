@@ -32,7 +32,8 @@ class Settings(BaseSettings):
             name = ".".join(str(part) for part in first["loc"]) or "settings"
             prefix = cls.model_config.get("env_prefix", "")
             raise SettingsError(
-                f"the setting {prefix}{name.upper()} is wrong ({first.get('input')!r}): {first['msg']}; correct it and start again"
+                f"the setting {prefix}{name.upper()} is wrong ({first.get('input')!r}): {first['msg']}; "
+                "correct it and start again"
             ) from None
 
 
@@ -106,7 +107,8 @@ class LakeSettings(Settings):
             probe.unlink()
         except OSError as error:
             raise SettingsError(
-                f"the data directory {self.data_dir} cannot be written ({error.strerror}); choose another with --data-dir or K2_LAKE_DATA_DIR"
+                f"the data directory {self.data_dir} cannot be written ({error.strerror}); "
+                "choose another with --data-dir or K2_LAKE_DATA_DIR"
             ) from None
 
 
