@@ -1,4 +1,4 @@
-"""Schemas by id: Confluent's registry when a URL is set, else the packaged schemas under ids derived from their text."""
+"""Schemas by id: Confluent's registry when a URL is set, else the packaged ones, with ids derived from their text."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class UnknownSchema(K2Error):
 
 
 class EmbeddedRegistry:
-    """The packaged schemas, and any registered here. An id is a checksum of the text: processes agree without talking."""
+    """The packaged schemas, and any registered here. An id is a checksum of the text, so all processes agree."""
 
     def __init__(self) -> None:
         self._texts: dict[int, str] = {}

@@ -64,7 +64,7 @@ def record_schema(schema_name: str) -> pa.Schema:
 def audit_fields() -> tuple[pa.Field, ...]:
     """The audit columns: topic id's short form, partition, offset."""
     columns = (
-        ("_kafka_topic", pa.string(), "The first 8 characters of the id of the topic the row came from."),
+        ("_kafka_topic", pa.string(), "The last 8 characters of the id of the topic the row came from."),
         ("_kafka_partition", pa.int32(), "The topic's partition."),
         ("_kafka_offset", pa.int64(), "The record's offset in the partition."),
     )
