@@ -1,0 +1,8 @@
+"""Thin helpers that speak to K2 only over the wire: `clients.connect(uri)` and the result formats of `k2 query`."""
+
+from __future__ import annotations
+
+from clients.connection import Connection, ResultStream, connect
+from clients.errors import ClientError, ConnectError, QueryError
+
+__all__ = ["ClientError", "ConnectError", "Connection", "QueryError", "ResultStream", "connect"]

@@ -1,0 +1,224 @@
+"""A connection to K2, or to any Flight SQL server, through ADBC: SQL in, Arrow out.
+
+    with clients.connect("grpc://127.0.0.1:50051") as k2:
+        k2.polars("SELECT symbol, count(*) FROM market.trades GROUP BY symbol")
+
+A Connection belongs to one thread at a time. Each statement reads one consistent cut of the tables.
+"""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Self
+from urllib.parse import urlsplit
+from urllib.request import getproxies
+
+import polars as pl
+import pyarrow as pa
+from adbc_driver_flightsql import DatabaseOptions, dbapi
+
+from clients.errors import ClientError, ConnectError, query_error
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+SCHEMES = ("grpc", "grpc+tcp", "grpc+tls")
+# One record batch is one gRPC message. K2 slices its batches below 15 MiB; other servers do not all slice, and ADBC's
+# own limit of 16 MiB would refuse theirs. 256 MiB is only a bound: nothing of that size is allocated ahead.
+MESSAGE_BYTES_MAX = 256 * 1024 * 1024
+_TIMEOUTS = (DatabaseOptions.TIMEOUT_QUERY, DatabaseOptions.TIMEOUT_FETCH, DatabaseOptions.TIMEOUT_UPDATE)
+
+Parameters = Sequence[object]
+
+
+def connect(
+    uri: str,
+    *,
+    username: str | None = None,
+    password: str | None = None,
+    token: str | None = None,
+    ca_file: Path | None = None,
+    headers: Mapping[str, str] | None = None,
+    connect_timeout_s: float = 5.0,
+    options: Mapping[str, str] | None = None,
+) -> Connection:
+    """A Connection that has already answered a statement.
+
+    `uri` is grpc://host:port or, with TLS, grpc+tls://host:port; `ca_file` holds PEM certificates to trust there.
+    `username` and `password`, or a bearer `token`, are sent when given. `headers` go with every call, their names in
+    lower case. `options` are further ADBC database options and win over all others. `connect_timeout_s` bounds this
+    call only; a statement has the server's limits. Raises ConnectError: a wrong URI, nobody listening, not a Flight
+    SQL server, or not let in.
+    """
+    host, port = _address(uri)
+    if not getproxies().get("https"):  # through a proxy only the driver can reach the server
+        _knock(uri, host, port, connect_timeout_s)
+    database_options: dict[str, str] = {
+        DatabaseOptions.WITH_MAX_MSG_SIZE.value: str(MESSAGE_BYTES_MAX),
+        **{timeout.value: str(connect_timeout_s) for timeout in _TIMEOUTS},
+        **{f"{DatabaseOptions.RPC_CALL_HEADER_PREFIX.value}{name}": value for name, value in (headers or {}).items()},
+    }
+    if username is not None:
+        database_options["username"] = username
+    if password is not None:
+        database_options["password"] = password
+    if token is not None:
+        database_options[DatabaseOptions.AUTHORIZATION_HEADER.value] = f"Bearer {token}"
+    if ca_file is not None:
+        database_options[DatabaseOptions.TLS_ROOT_CERTS.value] = _read(ca_file)
+    raw: dbapi.Connection | None = None
+    try:
+        raw = dbapi.connect(uri, db_kwargs={**database_options, **(options or {})}, autocommit=True)
+        connection = Connection(raw, uri)
+        connection.arrow("SELECT 1")
+        raw.adbc_connection.set_options(
+            **{timeout.value: "0" for timeout in _TIMEOUTS if timeout.value not in (options or {})}
+        )
+    except (ClientError, dbapi.Error) as error:
+        if raw is not None:
+            raw.close()
+        raise _connect_error(uri, error) from None
+    return connection
+
+
+class Connection:
+    """Runs statements on one Flight SQL session. Close it, or use it as a context manager."""
+
+    def __init__(self, raw: dbapi.Connection, uri: str) -> None:
+        self._raw = raw
+        self.uri = uri
+
+    def arrow(self, sql: str, parameters: Parameters | None = None) -> pa.Table:
+        """The whole result as a pyarrow Table, in the types that the server sent. Raises QueryError.
+
+        `parameters` fill the `?` of the statement in order.
+        """
+        with self.stream(sql, parameters) as stream:
+            return stream.read_all()
+
+    def polars(self, sql: str, parameters: Parameters | None = None) -> pl.DataFrame:
+        """The whole result as a polars DataFrame; decimals stay exact. Raises QueryError."""
+        frame = pl.from_arrow(self.arrow(sql, parameters))
+        return frame if isinstance(frame, pl.DataFrame) else frame.to_frame()
+
+    def pandas(self, sql: str, parameters: Parameters | None = None) -> pd.DataFrame:
+        """The whole result as a pandas DataFrame with Arrow-backed dtypes, so that decimals and nulls stay exact.
+
+        Raises QueryError, and ClientError where pandas is not installed.
+        """
+        try:
+            import pandas
+        except ImportError:
+            raise ClientError("pandas is not installed; install it with: pip install 'k2[pandas]'") from None
+        return self.arrow(sql, parameters).to_pandas(types_mapper=pandas.ArrowDtype)
+
+    def stream(self, sql: str, parameters: Parameters | None = None) -> ResultStream:
+        """The result batch by batch, as the server produces it; memory does not grow with its size. Raises QueryError.
+
+        Close the stream, or use it as a context manager: the server keeps the view of its tables until then.
+        """
+        try:
+            cursor = self._raw.cursor()
+        except dbapi.Error as error:
+            raise query_error(error) from None
+        try:
+            cursor.execute(sql, parameters)
+            return ResultStream(cursor, cursor.fetch_record_batch())
+        except BaseException as error:
+            cursor.close()
+            if isinstance(error, dbapi.Error | pa.ArrowException | OSError):
+                raise query_error(error) from None
+            raise
+
+    def close(self) -> None:
+        """End the session on the server. May be called again."""
+        self._raw.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+class ResultStream:
+    """One result: its `schema` and, when iterated, its batches, once. Raises QueryError where the server fails."""
+
+    def __init__(self, cursor: dbapi.Cursor, reader: pa.RecordBatchReader) -> None:
+        self._cursor = cursor
+        self._reader = reader
+        self.schema: pa.Schema = reader.schema
+
+    def __iter__(self) -> Iterator[pa.RecordBatch]:
+        while True:
+            try:
+                batch = self._reader.read_next_batch()
+            except StopIteration:
+                return
+            except (dbapi.Error, pa.ArrowException, OSError) as error:
+                raise query_error(error) from None
+            yield batch
+
+    def read_all(self) -> pa.Table:
+        """What has not been iterated yet, as one Table. Raises QueryError."""
+        return pa.Table.from_batches(list(self), self.schema)
+
+    def close(self) -> None:
+        """Let the statement go, finished or not; the server stops working on it. May be called again."""
+        self._cursor.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def _address(uri: str) -> tuple[str, int]:
+    """Host and port of `uri`. Raises ConnectError."""
+    hint = "write it as grpc://host:port, or grpc+tls://host:port with TLS"
+    try:
+        parts = urlsplit(uri)
+        host, port = parts.hostname, parts.port
+    except ValueError:
+        raise ConnectError(f"'{uri}' is no address of a Flight SQL server; {hint}", code="INVALID_ARGUMENT") from None
+    if parts.scheme not in SCHEMES or not host or not port:
+        raise ConnectError(f"'{uri}' is no address of a Flight SQL server; {hint}", code="INVALID_ARGUMENT")
+    return host, port
+
+
+def _knock(uri: str, host: str, port: int, timeout_s: float) -> None:
+    """Say at once, and why, when nobody listens: the driver would try again for ten seconds and more."""
+    try:
+        socket.create_connection((host, port), timeout=timeout_s).close()
+    except OSError as error:
+        reason = (
+            "it did not answer in time" if isinstance(error, TimeoutError) else (error.strerror or str(error)).lower()
+        )
+        raise ConnectError(
+            f"no server could be reached at {uri} ({reason}); start one with `k2 serve`, or correct the address",
+            code="UNAVAILABLE",
+        ) from None
+
+
+def _connect_error(uri: str, error: Exception) -> ConnectError:
+    failure = error if isinstance(error, ClientError) else query_error(error)
+    if failure.code in {"UNAUTHENTICATED", "PERMISSION_DENIED"}:
+        return ConnectError(f"{uri} did not let this client in: {failure}", code=failure.code)
+    return ConnectError(f"the server at {uri} does not answer as a Flight SQL server: {failure}", code=failure.code)
+
+
+def _read(ca_file: Path) -> str:
+    try:
+        return ca_file.read_text()
+    except OSError as error:
+        raise ConnectError(
+            f"the certificates in {ca_file} cannot be read: {error.strerror}", code="INVALID_ARGUMENT"
+        ) from None
