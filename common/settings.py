@@ -6,6 +6,7 @@ may be; nothing is read from the environment after start.
 
 from __future__ import annotations
 
+import tempfile
 from pathlib import Path
 from typing import Any, Literal, Self, TypeVar
 
@@ -100,11 +101,10 @@ class LakeSettings(Settings):
 
     def prepare(self) -> None:
         """Make `data_dir`. Raises SettingsError when it cannot be written."""
-        probe = self.data_dir / ".writable"
         try:
             self.data_dir.mkdir(parents=True, exist_ok=True)
-            probe.write_bytes(b"")
-            probe.unlink()
+            with tempfile.TemporaryFile(dir=self.data_dir):
+                pass
         except OSError as error:
             raise SettingsError(
                 f"the data directory {self.data_dir} cannot be written ({error.strerror}); "
