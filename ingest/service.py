@@ -1,0 +1,411 @@
+"""The ingest service: one venue's frames in, each trade, quote and instrument into Kafka once.
+
+The path of a frame: session (what does it mean) -> ledger (is it in the log) -> normaliser and encoder (its bytes) ->
+producer (into the queue) -> ledger (now it is taken). Taking comes last, so that whatever fails or is cancelled before
+it leaves no identity that is taken and not sent.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from prometheus_client import CollectorRegistry
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from common.clock import Clock, SystemClock
+from common.datasets import DATASETS, INSTRUMENTS, QUOTES, TRADES, Dataset, dead_letter_topic
+from common.errors import BrokerError, EncodeError, FeedProtocolError, K2Error, SettingsError
+from common.log import KafkaLog, TopicInfo
+from common.registry import SchemaRegistry, open_registry
+from common.resilience import retrying
+from common.settings import IngestSettings, KafkaSettings
+from common.telemetry import get_logger, new_correlation_id
+from ingest.checkpoint import CatchUp, Checkpoint, StateDirectory
+from ingest.feed import Feed
+from ingest.ledger import Ledger
+from ingest.loop_thread import LoopThread, Ready
+from ingest.normaliser import Normaliser, Record
+from ingest.producer import EventProducer, Headers, correlation_headers
+from ingest.venues.binance import (
+    BinanceSession,
+    BookTickerEvent,
+    IgnoredEvent,
+    ServerShutdown,
+    TradeEvent,
+    dataset_of_frame,
+)
+
+#: Delivery reports are taken in after so many sends, and every so many seconds. A poll costs about 1 us when there is
+#: none.
+_SENDS_PER_POLL: Final = 256
+_POLL_S: Final = 0.02
+#: How long a full queue is left alone before it is asked again: about what the embedded broker takes for 1,000
+#: messages.
+_FULL_QUEUE_WAIT_S: Final = 0.003
+#: A checkpoint waits this long for the queue to run empty; then it is left for the next time.
+_CHECKPOINT_FLUSH_S: Final = 2.0
+#: Topics that were just created show up within this time on every broker seen.
+_TOPICS_WAIT_S: Final = 15.0
+
+
+@dataclass(frozen=True, slots=True)
+class IngestStats:
+    """Counters since start. `frames` = trades + quotes + duplicates + ignored + dead letters, once all are handled."""
+
+    frames: int
+    trades: int
+    quotes: int
+    instruments: int
+    duplicates_dropped: dict[str, int]
+    ignored: int
+    dead_letters: int
+    produced: int
+    acknowledged: int
+    queued: int
+    connected: bool
+    reconnects: int
+    rotations: int
+    gaps: int
+    log_messages_read: int
+    checkpoints: int
+
+
+class IngestService:
+    """`k2 ingest`: from the venue's websocket into Kafka, each business event once (design rule 10).
+
+    What is taken already is known from the checkpoint in `state_dir` and the log behind it, and from `seed` (what the
+    table holds of a log that is gone, as with the embedded broker). Without a `state_dir` no checkpoint is kept and
+    the whole log is read at start. `url` without a path is given the session's streams. One instance runs once.
+    """
+
+    def __init__(
+        self,
+        symbols: Iterable[str],
+        *,
+        kafka: KafkaSettings,
+        settings: IngestSettings,
+        url: str | None = None,
+        state_dir: Path | None = None,
+        seed: Ledger | None = None,
+        registry: CollectorRegistry | None = None,
+        clock: Clock | None = None,
+    ) -> None:
+        """Raises SettingsError for symbols or a URL that cannot be."""
+        self._session = BinanceSession(symbols)
+        self._kafka = kafka
+        self._settings = settings
+        self._clock = clock or SystemClock()
+        self._state = StateDirectory(state_dir) if state_dir is not None else None
+        self._seed = seed
+        self._normaliser = Normaliser(exchange=self._session.exchange, asset_class=self._session.asset_class)
+        self._feed = Feed(
+            (url or settings.binance_url).rstrip("/") + self._session.path, self._handle, settings, clock=self._clock
+        )
+        self._log = get_logger("ingest")
+        self._thread = LoopThread("k2-ingest", self._main)
+        self._turn = asyncio.Lock()
+        self._stop_by_s: float | None = None
+        self._ledger = Ledger()
+        self._producer: EventProducer | None = None
+        self._correlation_id = ""
+        self._headers: Headers = []
+        self._frames = self._ignored = self._log_messages_read = self._checkpoints = self._sends = 0
+        self._taken = dict.fromkeys(DATASETS, 0)
+        self._duplicates = dict.fromkeys(DATASETS, 0)
+        if registry is not None:
+            registry.register(_StatsCollector(self))
+
+    # --- the service, as its owner sees it (any thread) ---------------------------------------------------------------
+
+    def start(self) -> None:
+        """Catch up with the log, connect to the venue, and return when frames can flow.
+
+        Raises SettingsError (a second ingest on the state directory, a broken checkpoint), BrokerError, FeedClosed.
+        """
+        try:
+            if self._state is not None:
+                self._state.open()
+            self._prepare()
+            self._thread.start()
+        except BaseException:
+            if self._state is not None:
+                self._state.close()
+            raise
+
+    def stop(self, timeout_s: float = 5.0) -> None:
+        """Stop reading, wait for what is queued to be acknowledged, keep the checkpoint. Idempotent."""
+        self._stop_by_s = time.monotonic() + timeout_s
+        if not self._thread.stop(timeout_s + 1.0):
+            self._log.error("ingest did not stop in time", timeout_s=timeout_s)
+        if self._state is not None:
+            self._state.close()
+
+    def flush(self, timeout_s: float = 10.0) -> bool:
+        """Wait until everything handled so far is acknowledged; False when that took longer. Raises BrokerError."""
+        loop = self._thread.loop
+        if loop is None or not self._thread.running:
+            return self._producer is not None and self._producer.queued == 0
+        flushed = asyncio.run_coroutine_threadsafe(self._flushed(timeout_s), loop)
+        try:
+            return flushed.result(timeout_s + 1.0)
+        except TimeoutError:
+            flushed.cancel()
+            return False
+
+    @property
+    def failure(self) -> BaseException | None:
+        """Why the service ended by itself; None while it runs and after `stop`."""
+        return self._thread.failure
+
+    def stats(self) -> IngestStats:
+        producer = self._producer
+        return IngestStats(
+            frames=self._frames,
+            trades=self._taken[TRADES.name],
+            quotes=self._taken[QUOTES.name],
+            instruments=self._taken[INSTRUMENTS.name],
+            duplicates_dropped=dict(self._duplicates),
+            ignored=self._ignored,
+            dead_letters=producer.dead_letters if producer else 0,
+            produced=producer.produced if producer else 0,
+            acknowledged=producer.acknowledged if producer else 0,
+            queued=producer.queued if producer else 0,
+            connected=self._feed.connected,
+            reconnects=self._feed.reconnects,
+            rotations=self._feed.rotations,
+            gaps=self._ledger.gap_count,
+            log_messages_read=self._log_messages_read,
+            checkpoints=self._checkpoints,
+        )
+
+    # --- before the first frame (the caller's thread) -----------------------------------------------------------------
+
+    def _prepare(self) -> None:
+        """Topics, ledger, producer. Blocking."""
+        registry = open_registry(self._kafka.schema_registry_url)
+        topics = self._topics()
+        checkpoint = self._caught_up(registry, topics.values())
+        self._ledger = checkpoint.ledger
+        if self._seed is not None:
+            self._ledger.merge(self._seed)
+        self._producer = EventProducer(self._kafka, self._settings, registry, topics=topics, covered=checkpoint.covered)
+
+    def _topics(self) -> dict[str, TopicInfo]:
+        """The topic of each dataset, created when missing."""
+        session = self._session
+        names = {d.name: d.topic(asset_class=session.asset_class, exchange=session.exchange) for d in DATASETS.values()}
+        log = KafkaLog(self._kafka)
+        log.ensure_topics([*names.values(), *map(dead_letter_topic, names.values())])
+        pattern = "^(" + "|".join(name.replace(".", r"\.") for name in names.values()) + ")$"
+
+        def found() -> dict[str, TopicInfo]:
+            topics = log.topics(pattern)
+            missing = [name for name in names.values() if name not in topics or not topics[name].partitions]
+            if missing:
+                raise BrokerError(
+                    f"the broker {self._kafka.bootstrap_servers} does not show the topic {missing[0]} that was made"
+                )
+            return topics
+
+        topics = retrying(first_wait_s=0.05, wait_s_max=1.0, give_up_after_s=_TOPICS_WAIT_S)(found)
+        return {dataset: topics[name] for dataset, name in names.items()}
+
+    def _caught_up(self, registry: SchemaRegistry, topics: Iterable[TopicInfo]) -> Checkpoint:
+        catch_up = CatchUp(self._kafka, registry, topics, clock=self._clock)
+        checkpoint = catch_up.run(KafkaLog(self._kafka), self._state.load() if self._state is not None else None)
+        self._log_messages_read = catch_up.messages_read
+        self._log.info("caught up with the log", messages=catch_up.messages_read, broken=catch_up.messages_broken)
+        return checkpoint
+
+    # --- the loop -----------------------------------------------------------------------------------------------------
+
+    async def _main(self, ready: Ready) -> None:
+        assert self._producer is not None
+        pump: asyncio.Task[None] | None = None
+        try:
+            await self._feed.open()
+            await self._announce_instruments()
+            pump = asyncio.create_task(self._pump())
+            feed = asyncio.create_task(self._feed.run())
+            ready()
+            try:
+                done, _pending = await asyncio.wait({feed, pump}, return_when=asyncio.FIRST_COMPLETED)
+                for task in done:
+                    task.result()
+            finally:
+                feed.cancel()
+                await asyncio.wait({feed})
+        except asyncio.CancelledError:
+            if pump is not None:
+                pump.cancel()
+                await asyncio.wait({pump})
+                await self._finish()
+        finally:
+            if pump is not None:
+                pump.cancel()
+            self._producer.close()
+
+    async def _pump(self) -> None:
+        """Take in delivery reports also when no frames come, and keep checkpoints. Ends by BrokerError only."""
+        assert self._producer is not None
+        last_s = self._clock.monotonic_s()
+        while True:
+            await asyncio.sleep(_POLL_S)
+            self._producer.poll()
+            if self._state is not None and self._clock.monotonic_s() - last_s >= self._settings.checkpoint_interval_s:
+                last_s = self._clock.monotonic_s()
+                await self._checkpoint(_CHECKPOINT_FLUSH_S)
+
+    async def _finish(self) -> None:
+        """A clean end: everything acknowledged, the checkpoint kept; both within the time that `stop` was given."""
+        left_s = max(0.0, (self._stop_by_s or 0.0) - time.monotonic())
+        if self._state is not None:
+            flushed = await self._checkpoint(left_s)
+        else:
+            flushed = await self._flushed(left_s)
+        if not flushed:
+            queued = self._producer.queued if self._producer else 0
+            self._log.warning("ingest ended with messages that were not acknowledged", messages=queued)
+
+    async def _checkpoint(self, timeout_s: float) -> bool:
+        """Write the checkpoint at a moment when all that is taken is acknowledged; False when none came in time."""
+        assert self._producer is not None and self._state is not None
+        async with self._turn:  # nothing is sent meanwhile; at the embedded broker's speed that is a few milliseconds
+            if not await self._flushed(timeout_s):
+                self._log.warning(
+                    "no checkpoint this time: the broker did not acknowledge everything", timeout_s=timeout_s
+                )
+                return False
+            text = Checkpoint(self._producer.covered_offsets(), self._ledger).to_text()
+        try:
+            await asyncio.to_thread(self._state.save, text)
+            self._checkpoints += 1
+        except SettingsError as error:  # the log still tells everything, a restart only reads more of it
+            self._log.error("the checkpoint was not kept", reason=error.message)
+        return True
+
+    async def _flushed(self, timeout_s: float) -> bool:
+        """True once nothing is queued. Raises BrokerError when a delivery failed."""
+        assert self._producer is not None
+        deadline_s = time.monotonic() + timeout_s
+        while True:
+            self._producer.poll()
+            if not self._producer.queued:
+                return True
+            if time.monotonic() >= deadline_s:
+                return False
+            await asyncio.sleep(_FULL_QUEUE_WAIT_S)
+
+    # --- the path of a frame ------------------------------------------------------------------------------------------
+
+    async def _handle(self, frame: bytes, receive_time_us: int, correlation_id: str) -> None:
+        async with self._turn:
+            self._frames += 1
+            if correlation_id != self._correlation_id:
+                self._correlation_id = correlation_id
+                self._headers = correlation_headers(correlation_id)
+            try:
+                event = self._session.receive(frame, receive_time_us)
+                if type(event) is TradeEvent:
+                    ids = self._ledger.trade_ids(self._session.exchange, event.symbol)
+                    if event.trade_id in ids:
+                        self._duplicates[TRADES.name] += 1
+                        return
+                    await self._send(TRADES, event.symbol, self._normaliser.trade(event))
+                    ids.take(event.trade_id)
+                elif type(event) is BookTickerEvent:
+                    if not self._ledger.is_new_quote(self._session.exchange, event.symbol, event.update_id):
+                        self._duplicates[QUOTES.name] += 1
+                        return
+                    await self._send(QUOTES, event.symbol, self._normaliser.quote(event))
+                    self._ledger.take_quote(self._session.exchange, event.symbol, event.update_id)
+                elif type(event) is IgnoredEvent:
+                    self._ignored += 1
+                elif type(event) is ServerShutdown:
+                    self._ignored += 1
+                    self._log.warning("the venue announced that this connection ends; moving to a new one")
+                    self._feed.rotate()
+            except (FeedProtocolError, EncodeError) as error:
+                await self._send_dead_letter(frame, receive_time_us, error)
+
+    async def _send(self, dataset: Dataset, symbol: str, record: Record) -> None:
+        """Into the queue, waiting for room; meanwhile nothing else is handled, and so the socket is not read."""
+        producer = self._producer
+        assert producer is not None
+        payload = producer.encode(dataset, record)
+        while not producer.send(dataset, symbol, payload, self._headers):
+            await self._room()
+        self._taken[dataset.name] += 1
+        self._sends += 1
+        if self._sends % _SENDS_PER_POLL == 0:
+            producer.poll()
+
+    async def _send_dead_letter(self, frame: bytes, receive_time_us: int, error: K2Error) -> None:
+        assert self._producer is not None
+        self._log.warning("a frame goes to the dead letters", reason=error.message)
+        headers = [
+            *self._headers,
+            ("exchange", self._session.exchange.encode()),
+            ("receive_time_us", str(receive_time_us).encode()),
+        ]
+        while not self._producer.send_dead_letter(dataset_of_frame(frame), frame, error.message, headers):
+            await self._room()
+
+    async def _room(self) -> None:
+        """Give the broker time to take some of the queue. Raises BrokerError when it refused."""
+        assert self._producer is not None
+        self._producer.poll()
+        await asyncio.sleep(_FULL_QUEUE_WAIT_S)
+
+    async def _announce_instruments(self) -> None:
+        """One record per symbol, unless the log's last one says the same."""
+        self._headers = correlation_headers(new_correlation_id())
+        exchange = self._session.exchange
+        for symbol in self._session.symbols:
+            record = self._normaliser.instrument(symbol, self._clock.now_us())
+            if self._ledger.is_new_instrument(exchange, symbol, record["message_id"]):
+                await self._send(INSTRUMENTS, symbol, record)
+                self._ledger.take_instrument(exchange, symbol, record["message_id"])
+            else:
+                self._duplicates[INSTRUMENTS.name] += 1
+
+
+class _StatsCollector(Collector):
+    """The counters for Prometheus, read when they are asked for, so that the path of a frame pays nothing."""
+
+    def __init__(self, service: IngestService) -> None:
+        self._service = service
+
+    def collect(self) -> Iterator[Metric]:
+        stats = self._service.stats()
+        for name, what, value in (
+            ("frames", "Frames read off the websocket.", stats.frames),
+            ("ignored_events", "Well-formed frames of no use.", stats.ignored),
+            ("dead_letters", "Frames sent to the dead letters.", stats.dead_letters),
+            ("produced_messages", "Messages handed to the producer.", stats.produced),
+            ("acknowledged_messages", "Messages that all in-sync replicas have.", stats.acknowledged),
+            ("reconnects", "Connections made again after one was lost.", stats.reconnects),
+            ("rotations", "Connections replaced before they ended.", stats.rotations),
+            ("checkpoints", "Ledger checkpoints written.", stats.checkpoints),
+        ):
+            yield CounterMetricFamily(f"k2_ingest_{name}", what, value=value)
+        records = CounterMetricFamily("k2_ingest_records", "Records taken in.", labels=["dataset"])
+        duplicates = CounterMetricFamily(
+            "k2_ingest_duplicates_dropped", "Records the log had already.", labels=["dataset"]
+        )
+        for dataset, taken in zip(DATASETS, (stats.trades, stats.quotes, stats.instruments), strict=True):
+            records.add_metric([dataset], taken)
+            duplicates.add_metric([dataset], stats.duplicates_dropped[dataset])
+        yield records
+        yield duplicates
+        yield GaugeMetricFamily("k2_ingest_queued_messages", "Messages not acknowledged yet.", value=stats.queued)
+        yield GaugeMetricFamily("k2_ingest_trade_gaps", "Ranges of trade ids that are missing.", value=stats.gaps)
+        yield GaugeMetricFamily(
+            "k2_ingest_connected", "1 while the venue's websocket is open.", value=int(stats.connected)
+        )

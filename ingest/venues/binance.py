@@ -1,0 +1,247 @@
+"""Binance Spot market data: combined-stream frames in, typed events out. Pure: no socket, no clock.
+
+Source: Binance's own web-socket-streams.md (2026): streams `<symbol>@trade` and `<symbol>@bookTicker`, each frame
+wrapped as `{"stream": ..., "data": ...}`; times are milliseconds, or microseconds with `timeUnit=MICROSECOND` on the
+URL.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable
+from decimal import Decimal
+from typing import Any, Final, NamedTuple, NoReturn
+from urllib.parse import quote
+
+from common.datasets import QUOTES, TRADES, Dataset
+from common.errors import FeedProtocolError, SettingsError
+
+EXCHANGE: Final = "binance"
+ASSET_CLASS: Final = "crypto"
+SHUTDOWN_STREAM: Final = "!serverShutdown"
+#: Binance serves at most this many streams on one connection; K2 takes two per symbol.
+STREAMS_MAX: Final = 1024
+SYMBOLS_MAX: Final = STREAMS_MAX // 2
+
+#: A count of milliseconds reaches this number in the year 5138, a count of microseconds reached it in 1973.
+_MICROSECONDS_FROM: Final = 100_000_000_000_000
+#: 9999-12-31T23:59:59.999999, the last instant that every client can show.
+_TIME_US_MAX: Final = 253_402_300_799_999_999
+_ID_MAX: Final = (1 << 63) - 1
+
+# What the schemas hold: price decimal(18, 8), quantity decimal(28, 8). Plain digits only: no sign, no exponent, no NaN.
+_PRICE = re.compile(r"[0-9]{1,10}(?:\.[0-9]{1,8})?")
+_QUANTITY = re.compile(r"[0-9]{1,20}(?:\.[0-9]{1,8})?")
+_PLAIN_NUMBER = re.compile(r"([0-9]+)(?:\.([0-9]+))?")
+_SYMBOL = re.compile(r"[\w.-]{1,50}")
+
+
+class TradeEvent(NamedTuple):
+    """One trade. Times are microseconds UTC; `buyer_is_maker` means that the seller was the aggressor."""
+
+    symbol: str
+    trade_id: int
+    price: Decimal
+    quantity: Decimal
+    event_time_us: int
+    transaction_time_us: int
+    buyer_is_maker: bool
+    receive_time_us: int
+
+
+class BookTickerEvent(NamedTuple):
+    """The best bid and ask after order book update `update_id`. A side without orders has price and quantity None."""
+
+    symbol: str
+    update_id: int
+    bid_price: Decimal | None
+    bid_quantity: Decimal | None
+    ask_price: Decimal | None
+    ask_quantity: Decimal | None
+    receive_time_us: int
+
+
+class ServerShutdown(NamedTuple):
+    """The server ends this connection soon: make a new one now."""
+
+    event_time_us: int | None
+
+
+class IgnoredEvent(NamedTuple):
+    """A well-formed frame that K2 has no use for: an unknown stream, an unknown event, a response to a request."""
+
+    what: str
+
+
+Event = TradeEvent | BookTickerEvent | ServerShutdown | IgnoredEvent
+
+
+class BinanceSession:
+    """What K2 asks Binance for, and what Binance's frames mean.
+
+    `symbols` in any case, doubles dropped, order kept. Raises SettingsError when there is none, one too many, or one
+    that cannot be a symbol. Holds no state of the connection, so that one session serves any number of them.
+    """
+
+    exchange: Final = EXCHANGE
+    asset_class: Final = ASSET_CLASS
+
+    def __init__(self, symbols: Iterable[str]) -> None:
+        self.symbols = tuple(dict.fromkeys(_symbol(symbol) for symbol in symbols))
+        if not self.symbols:
+            raise SettingsError("no symbol is given; name at least one, such as BTCUSDT")
+        if len(self.symbols) > SYMBOLS_MAX:
+            raise SettingsError(
+                f"{len(self.symbols)} symbols are too many for one Binance connection, which takes {SYMBOLS_MAX}; "
+                "split them over several ingests"
+            )
+        self._streams: dict[str, tuple[str, str]] = {}
+        for symbol in self.symbols:
+            for kind in ("trade", "bookTicker"):
+                self._streams[f"{symbol.lower()}@{kind}"] = (kind, symbol)
+        self._decode = json.JSONDecoder(parse_float=Decimal, parse_constant=_no_constant).decode
+
+    @property
+    def streams(self) -> tuple[str, ...]:
+        """The names of the streams, two per symbol."""
+        return tuple(self._streams)
+
+    @property
+    def path(self) -> str:
+        """What follows the host in the URL: the combined stream of all names."""
+        return "/stream?streams=" + "/".join(quote(name, safe="@") for name in self._streams)
+
+    def receive(self, frame: bytes | str, receive_time_us: int) -> Event:
+        """The event of one frame that was read off the socket at `receive_time_us`.
+
+        Raises FeedProtocolError with one sentence that names the field at fault; the session stays usable.
+        """
+        message = self._parse(frame)
+        stream = message.get("stream")
+        if stream is None:
+            return _unwrapped(message)
+        data = message.get("data")
+        if type(stream) is not str or type(data) is not dict:
+            raise FeedProtocolError("a Binance frame must have a text `stream` and an object `data`")
+        known = self._streams.get(stream)
+        if known is None:
+            if stream == SHUTDOWN_STREAM or data.get("e") == "serverShutdown":
+                return _shutdown(data)
+            return IgnoredEvent(f"stream {stream[:60]}")
+        kind, symbol = known
+        if data.get("s") != symbol:
+            _fault(stream, "s", data.get("s"), f"is not the stream's symbol {symbol}")
+        if kind == "bookTicker":
+            return self._book_ticker(stream, symbol, data, receive_time_us)
+        event = data.get("e")
+        if event != "trade":
+            return IgnoredEvent(f"event {str(event)[:60]} on stream {stream}")
+        buyer_is_maker = data.get("m")
+        if type(buyer_is_maker) is not bool:
+            _fault(stream, "m", buyer_is_maker, "is neither true nor false")
+        return TradeEvent(
+            symbol,
+            _integer(stream, data, "t", _ID_MAX),
+            _decimal(stream, data, "p", _PRICE),
+            _decimal(stream, data, "q", _QUANTITY),
+            _time_us(stream, data, "E"),
+            _time_us(stream, data, "T"),
+            buyer_is_maker,
+            receive_time_us,
+        )
+
+    def _parse(self, frame: bytes | str) -> dict[str, Any]:
+        try:
+            message = self._decode(frame if isinstance(frame, str) else frame.decode())
+        except (ValueError, RecursionError) as error:
+            raise FeedProtocolError(f"a Binance frame is not JSON: {str(error)[:200]}") from None
+        if type(message) is not dict:
+            raise FeedProtocolError(f"a Binance frame must be a JSON object, not {type(message).__name__}")
+        return message
+
+    @staticmethod
+    def _book_ticker(stream: str, symbol: str, data: dict[str, Any], receive_time_us: int) -> BookTickerEvent:
+        bid_price: Decimal | None = _decimal(stream, data, "b", _PRICE)
+        bid_quantity: Decimal | None = _decimal(stream, data, "B", _QUANTITY)
+        ask_price: Decimal | None = _decimal(stream, data, "a", _PRICE)
+        ask_quantity: Decimal | None = _decimal(stream, data, "A", _QUANTITY)
+        if not bid_price:  # Binance writes a side without orders as zeros
+            bid_price = bid_quantity = None
+        if not ask_price:
+            ask_price = ask_quantity = None
+        update_id = _integer(stream, data, "u", _ID_MAX)
+        return BookTickerEvent(symbol, update_id, bid_price, bid_quantity, ask_price, ask_quantity, receive_time_us)
+
+
+def dataset_of_frame(frame: bytes) -> Dataset:
+    """Whose dead letter a broken frame is, by the look of it: QUOTES for a bookTicker, else TRADES."""
+    return QUOTES if b"@bookTicker" in frame[:200] else TRADES
+
+
+def _symbol(text: str) -> str:
+    symbol = text.strip().upper()
+    if not _SYMBOL.fullmatch(symbol):
+        raise SettingsError(f"{text!r} cannot be a Binance symbol; write it as Binance does, such as BTCUSDT")
+    return symbol
+
+
+def _unwrapped(message: dict[str, Any]) -> Event:
+    """A frame outside of the streams: a response to a request, an error, or the announcement of a shutdown."""
+    inner = message.get("event", message)
+    if isinstance(inner, dict) and inner.get("e") == "serverShutdown":
+        return _shutdown(inner)
+    error = message.get("error", message)
+    if isinstance(error, dict) and "code" in error and "msg" in error:
+        raise FeedProtocolError(
+            f"Binance refused a request: {str(error['msg'])[:200]} (code {str(error['code'])[:20]})"
+        )
+    if "result" in message and "id" in message:
+        return IgnoredEvent("response to a request")
+    raise FeedProtocolError("a Binance frame has no `stream`, and is no response either")
+
+
+def _shutdown(data: dict[str, Any]) -> ServerShutdown:
+    return ServerShutdown(_time_us(SHUTDOWN_STREAM, data, "E") if "E" in data else None)
+
+
+def _decimal(stream: str, data: dict[str, Any], field: str, form: re.Pattern[str]) -> Decimal:
+    text = data.get(field)
+    if type(text) is not str:
+        _fault(stream, field, text, "is not a text")
+    if not form.fullmatch(text):
+        _fault(stream, field, text, _why_not_decimal(text, 10 if form is _PRICE else 20))
+    return Decimal(text)
+
+
+def _why_not_decimal(text: str, digits_max: int) -> str:
+    plain = _PLAIN_NUMBER.fullmatch(text)
+    if plain is None:
+        return "is not a plain decimal number"
+    if len(plain[1]) > digits_max:
+        return f"has {len(plain[1])} digits before the point, more than the {digits_max} that the schema holds"
+    return f"has {len(plain[2])} decimals, more than the 8 that the schema holds"
+
+
+def _integer(stream: str, data: dict[str, Any], field: str, most: int) -> int:
+    number = data.get(field)
+    if type(number) is not int:
+        _fault(stream, field, number, "is not an integer")
+    if not 0 <= number <= most:
+        _fault(stream, field, number, f"is not between 0 and {most}")
+    return number
+
+
+def _time_us(stream: str, data: dict[str, Any], field: str) -> int:
+    time = _integer(stream, data, field, _TIME_US_MAX)
+    return time if time >= _MICROSECONDS_FROM else time * 1000
+
+
+def _no_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is no JSON number")
+
+
+def _fault(stream: str, field: str, value: object, why: str) -> NoReturn:
+    if value is None:
+        raise FeedProtocolError(f"the field {field!r} of a Binance frame on {stream} is missing or null")
+    raise FeedProtocolError(f"the field {field!r} of a Binance frame on {stream} {why}: {str(value)[:60]!r}")
