@@ -18,6 +18,7 @@ of those. What becomes of a message therefore does not depend on its neighbours.
 
 from __future__ import annotations
 
+import decimal
 import io
 import itertools
 import json
@@ -58,6 +59,12 @@ _FRAME_FIELD, _FENCE_FIELD = "_frame", "_fence"
 _TIME_US_MIN, _TIME_US_MAX = -62_135_596_800_000_000, 253_402_300_799_999_999
 
 
+#: No column holds a number of more digits before the point; beyond, an exponent could ask for gigabytes.
+_ADJUSTED_MAX = 40
+#: Arithmetic that says so rather than round.
+_EXACT = decimal.Context(prec=200, Emin=decimal.MIN_EMIN, Emax=decimal.MAX_EMAX, traps=[decimal.Inexact])
+
+
 class Encoder:
     """Records of one dataset to Avro bytes in Confluent's framing, under the id that the registry gives the schema."""
 
@@ -69,7 +76,7 @@ class Encoder:
         self._schema = fastavro.parse_schema(json.loads(text))
         self._write = partial(fastavro.schemaless_writer, strict_allow_default=True)
         self._decimals = [
-            (field.name, _largest(field.type))
+            (field.name, field.type.scale, 10**field.type.precision - 1, field.nullable)
             for field in record_schema(dataset.schema_name)
             if pa.types.is_decimal(field.type)
         ]
@@ -81,17 +88,37 @@ class Encoder:
         """
         out = io.BytesIO()
         out.write(self._header)
+        prepared = dict(record)
+        for name, scale, largest, nullable in self._decimals:
+            value = prepared.get(name)
+            if value is not None:
+                unscaled = self._unscaled(name, value, scale, largest)
+                prepared[name] = ("bytes", unscaled) if nullable else unscaled
         try:
-            for name, largest in self._decimals:
-                value = record.get(name)
-                if value is not None and not -largest <= value <= largest:
-                    raise EncodeError(self._misfit(f"the field {name!r} is {value}, beyond {largest}"))
-            self._write(out, self._schema, record)
-        except EncodeError:
-            raise
+            self._write(out, self._schema, prepared)
         except Exception as error:  # noqa: BLE001  (fastavro raises builtins without a common base)
             raise EncodeError(self._misfit(self._fault(record, error))) from None
         return out.getvalue()
+
+    def _unscaled(self, name: str, value: object, scale: int, largest: int) -> bytes:
+        """A decimal's two's complement bytes, as Avro has them.
+
+        fastavro's own way, digit by digit and twice for a union, takes half the time of encoding a quote (11 of 23 us).
+        """
+        if not isinstance(value, Decimal) or not value.is_finite():
+            raise EncodeError(self._misfit(f"the field {name!r} is {value!r}, which is no finite Decimal"))
+        if value.adjusted() > _ADJUSTED_MAX:
+            raise EncodeError(self._misfit(f"the field {name!r} is {value}, beyond what the schema holds"))
+        try:
+            exact = _EXACT.scaleb(value, scale)
+            unscaled = int(exact)
+        except decimal.Inexact:
+            exact, unscaled = value, 0
+        if unscaled != exact:
+            raise EncodeError(self._misfit(f"the field {name!r} is {value}, with more than {scale} decimals"))
+        if not -largest <= unscaled <= largest:
+            raise EncodeError(self._misfit(f"the field {name!r} is {value}, beyond {Decimal(largest).scaleb(-scale)}"))
+        return unscaled.to_bytes((unscaled.bit_length() + 8) // 8, "big", signed=True)
 
     def _misfit(self, fault: str) -> str:
         return f"a record does not fit the {self._dataset.schema_name} schema: {fault}"
