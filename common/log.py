@@ -139,21 +139,10 @@ class KafkaLog:
         broker (Tansu 0.6) answers ListOffsets with too low an offset, and a transactional log ends behind control
         records.
         """
-        cluster_id = self.cluster_id()
-        partitions = {
-            TopicPartition(info.topic, number): KafkaPartition(cluster_id, info.topic_id, number)
-            for info in topics
-            for number in range(info.partitions)
-        }
-        if not partitions:
+        topics = list(topics)
+        starts = self._list_offsets(topics, OffsetSpec.latest())
+        if not starts:
             return PartitionOffsets()
-        with self._translated("list offsets"):
-            futures = self._admin.list_offsets(
-                {partition: OffsetSpec.latest() for partition in partitions},
-                isolation_level=IsolationLevel.READ_COMMITTED,
-                request_timeout=self._timeout_s,
-            )
-            starts = {partitions[partition]: future.result().offset for partition, future in futures.items()}
         reader = KafkaLogReader(self._settings)
         try:
             reader.assign(starts, {info.topic_id: info.topic for info in topics})
@@ -166,6 +155,30 @@ class KafkaLog:
             return reader.positions()
         finally:
             reader.close()
+
+    def start_offsets(self, topics: Iterable[TopicInfo]) -> PartitionOffsets:
+        """The first offset that each partition still holds; above 0 when retention removed older records.
+
+        Raises BrokerError.
+        """
+        return PartitionOffsets(self._list_offsets(topics, OffsetSpec.earliest()))
+
+    def _list_offsets(self, topics: Iterable[TopicInfo], spec: OffsetSpec) -> dict[KafkaPartition, int]:
+        cluster_id = self.cluster_id()
+        partitions = {
+            TopicPartition(info.topic, number): KafkaPartition(cluster_id, info.topic_id, number)
+            for info in topics
+            for number in range(info.partitions)
+        }
+        if not partitions:
+            return {}
+        with self._translated("list offsets"):
+            futures = self._admin.list_offsets(
+                dict.fromkeys(partitions, spec),
+                isolation_level=IsolationLevel.READ_COMMITTED,
+                request_timeout=self._timeout_s,
+            )
+            return {partitions[partition]: future.result().offset for partition, future in futures.items()}
 
     def _translated(self, doing: str, *, unless: int | None = None) -> contextlib.AbstractContextManager[None]:
         return _translated(f"{doing} at {self._settings.bootstrap_servers}", unless=unless)
@@ -200,11 +213,7 @@ class KafkaLogReader:
         self._partitions = {(topics[partition.topic_id], partition.partition): partition for partition in starts}
         self._ids = {topic: (p.cluster_id, p.topic_id) for (topic, _number), p in self._partitions.items()}
         self._next = {key: starts[partition] for key, partition in self._partitions.items()}
-        self._ended = set()
-        with _translated(f"read from {self._servers}"):
-            self._consumer.assign(
-                [TopicPartition(topic, number, self._next[topic, number]) for topic, number in self._next]
-            )
+        self._read_from_positions()
 
     def poll(self, messages_max: int, timeout_s: float) -> list[ConsumerBatch]:
         with _translated(f"read from {self._servers}"):
@@ -212,7 +221,11 @@ class KafkaLogReader:
             if first is None:
                 return []
             messages = [first, *self._consumer.consume(messages_max - 1, 0)] if messages_max > 1 else [first]
-        records, ends = self._without_events(messages)
+        try:
+            records, ends = self._without_events(messages)
+        except BrokerError:
+            self._read_from_positions()
+            raise
         topics = {record.topic() for record in records}
         batches = [
             self._batch(topic, records if len(topics) == 1 else [r for r in records if r.topic() == topic])
@@ -231,6 +244,14 @@ class KafkaLogReader:
 
     def close(self) -> None:
         self._consumer.close()
+
+    def _read_from_positions(self) -> None:
+        """Let the consumer go on where `positions` says, whatever it has fetched or skipped beyond that."""
+        self._ended = set()
+        with _translated(f"read from {self._servers}"):
+            self._consumer.assign(
+                [TopicPartition(topic, number, next_offset) for (topic, number), next_offset in self._next.items()]
+            )
 
     def _batch(self, topic: str, messages: Sequence[Any]) -> ConsumerBatch:
         cluster_id, topic_id = self._ids[topic]

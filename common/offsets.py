@@ -103,5 +103,5 @@ class PartitionOffsets(Mapping[KafkaPartition, int]):
 
 
 def topic_short(topic_id: str) -> str:
-    """The short form of a topic id that rows carry in `_kafka_topic`: its last 8 characters (time-ordered ids begin alike)."""
+    """The short form of a topic id that rows carry in `_kafka_topic`: the last 8, as time-ordered ids begin alike."""
     return topic_id[-8:]

@@ -79,7 +79,7 @@ class ConfluentRegistry:
             raise BrokerError(f"the schema registry {self._url} cannot be reached: {error}") from None
         if text is None:
             raise UnknownSchema(f"schema id {schema_id} has no text at the registry {self._url}")
-        return text
+        return str(text)
 
 
 def open_registry(url: str | None) -> SchemaRegistry:

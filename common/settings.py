@@ -164,9 +164,13 @@ class FlightSettings(Settings):
     session_idle_s_max: float = Field(1800.0, gt=0)
     statement_timeout_s: float = Field(300.0, gt=0, le=86_400)
     snapshot_refresh_ms: int = Field(
-        200, ge=10, le=60_000, description="how often the catalog is asked for a newer snapshot"
+        500, ge=10, le=60_000, description="how often the catalog is asked for a newer snapshot"
     )
-    tail_poll_ms: int = Field(5, ge=1, le=1000)
+    topic_refresh_ms: int = Field(2_000, ge=10, le=600_000, description="how often the broker is asked for new topics")
+    tail_publish_ms: int = Field(10, ge=1, le=1000, description="how long arriving rows are gathered before they show")
+    tail_rows_max: int = Field(
+        20_000_000, ge=1_000, description="rows kept in memory beyond the snapshot; at this bound the tail waits"
+    )
     drain_s_max: float = Field(3.0, ge=0, le=300)
 
 

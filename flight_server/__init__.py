@@ -1,0 +1,1 @@
+"""Iceberg and the Kafka tail in, Arrow Flight SQL out."""

@@ -1,0 +1,1 @@
+"""Snapshots, the tail, and the join of both: one exact cut for each query."""

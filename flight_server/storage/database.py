@@ -1,0 +1,177 @@
+"""The one in-memory DuckDB database of a flight server: catalog `k2`, its schema `market` of views, the tail's tables.
+
+One writer (the publisher) changes it, one transaction at a time; every reader's transaction sees one published state,
+whole, for as long as it is open: that is DuckDB's MVCC, and it is what makes a query's cut exact and what pins it.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import pyarrow as pa
+
+from common.errors import SettingsError, Unavailable
+from common.settings import FlightSettings, LakeSettings
+from flight_server.storage.read_view import literal, quoted
+
+CATALOG = "k2"
+MARKET = "market"
+TAIL = "tail"
+#: The row of tail.positions that counts publications instead of offsets.
+_GENERATION_ROW = -1
+
+
+class Database:
+    """Opens locked down: no file or network access but to the warehouse, no extension, no change of settings."""
+
+    def __init__(self, settings: FlightSettings, lake: LakeSettings | None) -> None:
+        config: dict[str, Any] = {
+            "memory_limit": f"{settings.memory_bytes_max}B",
+            "preserve_insertion_order": "false",
+            "parquet_metadata_cache": "true",
+            "autoinstall_known_extensions": "false",
+            "autoload_known_extensions": "false",
+        }
+        if settings.threads is not None:
+            config["threads"] = settings.threads
+        self._root = duckdb.connect(":memory:", config=config)
+        self._root.execute("SET GLOBAL TimeZone = 'UTC'")
+        if lake is not None:
+            self._open_warehouse(lake)
+        self._root.execute(f"ATTACH ':memory:' AS {CATALOG}")
+        self._root.execute(f"USE {CATALOG}")
+        self._root.execute(f"CREATE SCHEMA {MARKET}")
+        self._root.execute(f"CREATE SCHEMA {TAIL}")
+        self._root.execute(f"CREATE TABLE {TAIL}.positions (number INTEGER, next_offset BIGINT)")
+        self._root.execute(f"INSERT INTO {TAIL}.positions VALUES ({_GENERATION_ROW}, 0)")
+        self._root.execute("SET enable_external_access = false")
+        self._root.execute("SET lock_configuration = true")
+        self._writer = self.cursor()
+
+    def cursor(self) -> duckdb.DuckDBPyConnection:
+        """A new connection to the database, in catalog k2. One thread at a time."""
+        try:
+            cursor = self._root.cursor()
+            cursor.execute(f"USE {CATALOG}")
+        except duckdb.ConnectionException:
+            raise Unavailable("the server is stopping; connect again") from None
+        return cursor
+
+    def close(self) -> None:
+        """Close the writer and the database; open cursors of readers end with errors."""
+        self._writer.close()
+        self._root.close()
+
+    # -- reading
+
+    @staticmethod
+    def positions(cursor: duckdb.DuckDBPyConnection) -> tuple[int, dict[int, int]]:
+        """(generation, next offset by partition number) as the cursor's transaction sees them."""
+        rows = dict(cursor.execute(f"SELECT number, next_offset FROM {CATALOG}.{TAIL}.positions").fetchall())
+        return rows.pop(_GENERATION_ROW), rows
+
+    # -- writing: the publisher only
+
+    @contextmanager
+    def publication(self) -> Iterator[None]:
+        """One transaction: all of what is written within becomes visible at once, or none of it."""
+        self._writer.execute("BEGIN")
+        try:
+            yield
+        except BaseException:
+            self._writer.execute("ROLLBACK")
+            raise
+        self._writer.execute("COMMIT")
+
+    def column_types(self, schema: pa.Schema) -> dict[str, str]:
+        """The SQL type of each column of an Arrow schema, in order."""
+        self._writer.register("k2_shape", schema.empty_table())
+        try:
+            return {name: kind for name, kind, *_ in self._writer.execute("DESCRIBE SELECT * FROM k2_shape").fetchall()}
+        finally:
+            self._writer.unregister("k2_shape")
+
+    def create_segment(self, name: str, columns: Mapping[str, str]) -> str:
+        """Create an empty tail table and return its full name."""
+        relation = f"{CATALOG}.{TAIL}.{quoted(name)}"
+        shape = ", ".join(f"{quoted(column)} {kind}" for column, kind in columns.items())
+        self._writer.execute(f"CREATE TABLE {relation} ({shape})")
+        return relation
+
+    def insert(self, relation: str, rows: pa.Table) -> None:
+        self._writer.register("k2_rows", rows)
+        try:
+            self._writer.execute(f"INSERT INTO {relation} SELECT * FROM k2_rows")
+        finally:
+            self._writer.unregister("k2_rows")
+
+    def drop_segment(self, relation: str) -> None:
+        self._writer.execute(f"DROP TABLE {relation}")
+
+    def replace_view(self, name: str, select: str) -> None:
+        self._writer.execute(f"CREATE OR REPLACE VIEW {CATALOG}.{MARKET}.{quoted(name)} AS {select}")
+
+    def set_positions(
+        self, generation: int, changed: Iterable[tuple[int, int]], added: Iterable[tuple[int, int]]
+    ) -> None:
+        """Move the generation and the changed partitions' next offsets; add the new partitions'."""
+        values = ", ".join(f"({number}, {offset})" for number, offset in [(_GENERATION_ROW, generation), *changed])
+        self._writer.execute(
+            f"UPDATE {CATALOG}.{TAIL}.positions AS p SET next_offset = v.o "
+            f"FROM (VALUES {values}) AS v(n, o) WHERE p.number = v.n"
+        )
+        for number, offset in added:
+            self._writer.execute(f"INSERT INTO {CATALOG}.{TAIL}.positions VALUES ({number}, {offset})")
+
+    # -- opening
+
+    def _open_warehouse(self, lake: LakeSettings) -> None:
+        warehouse = lake.resolved_warehouse.rstrip("/")
+        extensions = ["avro", "iceberg"]
+        directories = [warehouse + "/"]
+        if warehouse.startswith("file://"):
+            directories.append(warehouse.removeprefix("file://") + "/")
+        elif warehouse.startswith(("s3://", "s3a://")):
+            extensions.insert(0, "httpfs")
+        for name in extensions:
+            self._root.execute(f"LOAD {literal(str(_extension_path(name)))}")
+        if "httpfs" in extensions:
+            self._root.execute(_s3_secret(lake.catalog_properties))
+        listed = ", ".join(literal(directory) for directory in directories)
+        self._root.execute(f"SET allowed_directories = [{listed}]")
+
+
+def _extension_path(name: str) -> Path:
+    """The signed extension file that the PyPI package duckdb-extension-<name> ships."""
+    try:
+        package = importlib.import_module(f"duckdb_extension_{name}")
+    except ImportError:
+        raise SettingsError(f"the package duckdb-extension-{name} is not installed; run `uv sync`") from None
+    folder = Path(str(package.__file__)).parent
+    found = next(folder.rglob(f"v{duckdb.__version__}/{name}.duckdb_extension"), None)
+    if found is None:
+        raise SettingsError(
+            f"duckdb-extension-{name} has no file for DuckDB {duckdb.__version__}; install equal versions"
+        )
+    return found
+
+
+def _s3_secret(properties: Mapping[str, str]) -> str:
+    """CREATE SECRET from PyIceberg's s3.* catalog properties, so that both read the store alike."""
+    options = ["TYPE s3"]
+    for key, option in (("access-key-id", "KEY_ID"), ("secret-access-key", "SECRET"), ("region", "REGION")):
+        if value := properties.get(f"s3.{key}"):
+            options.append(f"{option} {literal(value)}")
+    if endpoint := properties.get("s3.endpoint"):
+        scheme, _, host = endpoint.rpartition("://")
+        options += [
+            f"ENDPOINT {literal(host)}",
+            "URL_STYLE 'path'",
+            f"USE_SSL {'false' if scheme == 'http' else 'true'}",
+        ]
+    return f"CREATE SECRET k2_store ({', '.join(options)})"

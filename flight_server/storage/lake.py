@@ -1,0 +1,226 @@
+"""The lake as the engine sees it: cursors on `market.*`, the cut of an open transaction, and whether answers are exact.
+
+A thin shell: one thread that drives the publisher, one that asks the catalog and the broker for news. No query waits
+for either.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from prometheus_client import CollectorRegistry, Gauge, Histogram
+
+from common.clock import Clock, SystemClock
+from common.datasets import INSTRUMENTS, QUOTES, TRADES, Dataset
+from common.errors import BrokerError, Unavailable
+from common.log import KafkaLog, KafkaLogReader, TopicInfo
+from common.registry import open_registry
+from common.schemas.arrow import table_schema
+from common.settings import FlightSettings, KafkaSettings, LakeSettings
+from common.telemetry import get_logger
+from flight_server.storage.database import CATALOG, MARKET, Database
+from flight_server.storage.read_view import Snapshot
+from flight_server.storage.snapshots import IcebergSnapshots
+from flight_server.storage.tail import Publisher
+
+
+@dataclass(frozen=True)
+class TableInfo:
+    """A table as catalogs show it: its names and its exact Arrow schema, column remarks in the metadata key `doc`."""
+
+    catalog: str
+    schema: str
+    name: str
+    kind: str
+    arrow_schema: pa.Schema
+
+
+@dataclass(frozen=True)
+class LakeStats:
+    """Counters at one moment. Latencies are from the socket to visible, over rows published lately, in ms."""
+
+    ready: bool
+    tail_rows: dict[str, int]
+    records_refused: dict[str, int]
+    snapshot_ids: dict[str, int | None]
+    freshness_ms_p50: float | None
+    freshness_ms_p99: float | None
+    rows_published: int
+
+
+class Lake:
+    """Snapshot + tail of every dataset, kept current in the background.
+
+    `start` returns when answers are exact: the snapshots are loaded and the tail has reached the log's end.
+    """
+
+    def __init__(
+        self,
+        kafka: KafkaSettings,
+        lake: LakeSettings,
+        settings: FlightSettings,
+        *,
+        registry: CollectorRegistry | None = None,
+        clock: Clock | None = None,
+        datasets: Sequence[Dataset] = (TRADES, QUOTES, INSTRUMENTS),
+    ) -> None:
+        self._kafka = kafka
+        self._settings = settings
+        self._datasets = datasets
+        self._clock = clock or SystemClock()
+        self._log = get_logger("flight_server.storage")
+        self._snapshots = IcebergSnapshots(lake)
+        self._database = Database(settings, lake)
+        self._stopping = threading.Event()
+        self._settled = threading.Event()
+        self._news_lock = threading.Lock()
+        self._newest: dict[str, Snapshot] = {}
+        self._topics: tuple[str, list[TopicInfo]] | None = None
+        self._publisher: Publisher | None = None
+        self._reader: KafkaLogReader | None = None
+        self._threads: list[threading.Thread] = []
+        self._rows_published = 0
+        self.failure: BaseException | None = None
+        metrics = registry or CollectorRegistry()
+        self._tail_rows = Gauge("k2_tail_rows", "Rows held beyond the snapshot", ["table"], registry=metrics)
+        self._freshness = Histogram(
+            "k2_freshness_seconds",
+            "From reading a record off the socket to its being visible to queries, slowest row of each publication",
+            registry=metrics,
+            buckets=(0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10),
+        )
+
+    # -- the engine's side
+
+    def cursor(self) -> Any:
+        """A new cursor on the database; the caller closes it."""
+        return self._database.cursor()
+
+    def cut(self, cursor: Any) -> str | None:
+        """The text form of the cut that the cursor's open transaction sees; fixes the transaction's instant."""
+        return None if self._publisher is None else self._publisher.cut(cursor).to_text()
+
+    def check_ready(self) -> None:
+        """Raises Unavailable or TailGap when `market.*` cannot be answered exactly now."""
+        if self._publisher is None or self.failure is not None:
+            raise Unavailable("the server is not running; connect again later")
+        if (gap := self._publisher.gap) is not None:
+            raise gap
+
+    def tables(self) -> list[TableInfo]:
+        """The tables of `market`."""
+        return [TableInfo(CATALOG, MARKET, d.name, "TABLE", table_schema(d.schema_name)) for d in self._datasets]
+
+    # -- the service's side
+
+    def start(self, timeout_s: float = 60.0) -> None:
+        """Return when answers are exact. Raises BrokerError, Unavailable or SettingsError when that cannot be."""
+        log = KafkaLog(self._kafka)
+        self._topics = (log.cluster_id(), self._list_topics(log))
+        self._newest = {dataset.name: self._snapshots.newest(dataset) for dataset in self._datasets}
+        self._reader = KafkaLogReader(self._kafka, client_id="k2-tail")
+        registry = open_registry(self._kafka.schema_registry_url)
+        self._publisher = Publisher(self._database, self._reader, registry, self._settings, self._clock, self._datasets)
+        self._threads = [
+            threading.Thread(target=self._guarded, args=(self._publish,), name="k2-publisher"),
+            threading.Thread(target=self._guarded, args=(self._refresh, log), name="k2-refresher"),
+        ]
+        for thread in self._threads:
+            thread.start()
+        settled = self._settled.wait(timeout_s)
+        if settled and self.failure is None:
+            return
+        failure = self.failure or Unavailable(
+            f"the tail did not reach the end of the log within {timeout_s:g} s; check the broker"
+        )
+        self.stop()
+        raise failure
+
+    def stop(self) -> None:
+        """End the threads and close the database. Idempotent."""
+        self._stopping.set()
+        for thread in self._threads:
+            thread.join()
+        if self._reader is not None:
+            self._reader.close()
+            self._reader = None
+        self._database.close()
+
+    def stats(self) -> LakeStats:
+        publisher = self._publisher
+        if publisher is None:
+            return LakeStats(False, {}, {}, {}, None, None, 0)
+        latencies_ms = publisher.latencies_us() / 1000
+        p50, p99 = np.percentile(latencies_ms, [50, 99]) if len(latencies_ms) else (None, None)
+        return LakeStats(
+            ready=publisher.gap is None,
+            tail_rows=publisher.tail_rows(),
+            records_refused=publisher.records_refused(),
+            snapshot_ids={name: snapshot.snapshot_id for name, snapshot in publisher.snapshots().items()},
+            freshness_ms_p50=None if p50 is None else float(p50),
+            freshness_ms_p99=None if p99 is None else float(p99),
+            rows_published=self._rows_published,
+        )
+
+    # -- threads
+
+    def _guarded(self, run: Any, *args: Any) -> None:
+        try:
+            run(*args)
+        except BaseException as error:  # noqa: BLE001  (a thread has nobody above it: keep the failure, wake who waits)
+            self.failure = error
+            self._log.error("the lake stopped", error=str(error), kind=type(error).__name__)
+            self._stopping.set()
+            self._settled.set()
+
+    def _publish(self) -> None:
+        publisher = self._publisher
+        assert publisher is not None
+        while not self._stopping.is_set():
+            with self._news_lock:
+                newest, self._newest = self._newest, {}
+                topics, self._topics = self._topics, None
+            try:
+                if newest:
+                    publisher.adopt(newest)
+                if topics is not None:
+                    publisher.assign(*topics)
+                published = publisher.poll(0.1)
+            except (BrokerError, Unavailable) as error:
+                self._log.warning("the tail waits", reason=str(error))
+                self._stopping.wait(0.2)
+                continue
+            self._rows_published += published
+            if published:
+                latencies = publisher.latencies_us()
+                self._freshness.observe(float(latencies[-published:].max()) / 1e6 if len(latencies) else 0.0)
+                for name, rows in publisher.tail_rows().items():
+                    self._tail_rows.labels(name).set(rows)
+            if publisher.gap is None:
+                self._settled.set()
+
+    def _refresh(self, log: KafkaLog) -> None:
+        topics_due = 0.0
+        while not self._stopping.wait(self._settings.snapshot_refresh_ms / 1000):
+            try:
+                newest = {dataset.name: self._snapshots.newest(dataset) for dataset in self._datasets}
+                with self._news_lock:
+                    self._newest = newest
+                if self._clock.monotonic_s() >= topics_due:
+                    topics = (log.cluster_id(), self._list_topics(log))
+                    topics_due = self._clock.monotonic_s() + self._settings.topic_refresh_ms / 1000
+                    with self._news_lock:
+                        self._topics = topics
+            except (Unavailable, BrokerError) as error:
+                self._log.warning("no news from catalog or broker; answers go on from what is known", reason=str(error))
+
+    def _list_topics(self, log: KafkaLog) -> list[TopicInfo]:
+        found: dict[str, TopicInfo] = {}
+        for dataset in self._datasets:
+            found |= log.topics(dataset.topic_pattern)
+        return list(found.values())

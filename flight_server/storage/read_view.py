@@ -1,0 +1,160 @@
+"""The join, pure: what one table is, at one cut, made of an Iceberg snapshot and the tail of the log.
+
+Rules 5 to 8 of the design. A snapshot S holds every record below its next offsets C; the tail holds every record in
+[base, position) of each partition. The table at the cut is the rows of S plus, per partition, the tail's rows in
+[C, position). No clock and no comparison of ids takes part. What cannot be given exactly is refused with TailGap.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from common.errors import K2Error, TailGap
+from common.offsets import KafkaPartition, PartitionOffsets, topic_short
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """One committed state of a table.
+
+    `relation` is SQL that gives exactly its rows (None: it has none), `columns` the columns that it has, `offsets` the
+    next offset of every partition it has taken in. `snapshot_id` is Iceberg's, None before the first commit.
+    """
+
+    snapshot_id: int | None = None
+    relation: str | None = None
+    columns: tuple[str, ...] = ()
+    offsets: PartitionOffsets = field(default_factory=PartitionOffsets)
+
+
+@dataclass(frozen=True)
+class Segment:
+    """A stretch of the tail in a table of its own: rows with first <= offset < next, per partition."""
+
+    relation: str
+    first: PartitionOffsets
+    next: PartitionOffsets
+    rows: int = 0
+
+    def below(self, offsets: PartitionOffsets) -> bool:
+        """True when every row lies below `offsets`: the snapshot has them all."""
+        return offsets.covers(self.next)
+
+
+@dataclass(frozen=True)
+class Tail:
+    """What the tail holds: all records in [base, position) of each partition that it reads, in segments."""
+
+    base: PartitionOffsets = field(default_factory=PartitionOffsets)
+    position: PartitionOffsets = field(default_factory=PartitionOffsets)
+    segments: tuple[Segment, ...] = ()
+
+
+@dataclass(frozen=True)
+class TableCut:
+    """One table's part of a cut: the snapshot read, and the next offset of each partition: rows below it are in."""
+
+    snapshot_id: int | None
+    offsets: PartitionOffsets
+
+
+@dataclass(frozen=True)
+class Cut:
+    """One instant of all tables, as a value. Equal cuts give equal rows."""
+
+    tables: Mapping[str, TableCut]
+
+    def to_text(self) -> str:
+        """Compact JSON: {table: {"snapshot": id, "next": {cluster: {topic id: {partition: next offset}}}}}."""
+        tree = {
+            table: {"snapshot": cut.snapshot_id, "next": json.loads(cut.offsets.to_text())}
+            for table, cut in sorted(self.tables.items())
+        }
+        return json.dumps(tree, separators=(",", ":"))
+
+    @classmethod
+    def from_text(cls, text: str) -> Cut:
+        """The reverse of `to_text`. Raises K2Error when the text is no cut."""
+        try:
+            tree = json.loads(text)
+            return cls(
+                {
+                    table: TableCut(entry["snapshot"], PartitionOffsets.from_text(json.dumps(entry["next"])))
+                    for table, entry in tree.items()
+                }
+            )
+        except (ValueError, KeyError, TypeError, AttributeError):
+            raise K2Error(f"{text[:200]!r} is not a cut; take one from the app_metadata of a result") from None
+
+
+def check_reach(snapshot: Snapshot, tail: Tail, *, table: str) -> None:
+    """Raise TailGap unless the tail reaches back to the snapshot in every partition (rule 6)."""
+    for partition, position in tail.position.items():
+        committed = snapshot.offsets.next_offset(partition)
+        base = tail.base.next_offset(partition)
+        if committed < base and committed < position:
+            raise TailGap(
+                f"{table}: the tail of partition {partition.partition} begins at offset {base}, but the snapshot ends "
+                f"at {committed}; the offsets between are being read from Kafka, try again"
+            )
+
+
+def cut_offsets(snapshot: Snapshot, position: PartitionOffsets) -> PartitionOffsets:
+    """The cut's next offsets: where the tail ends, or where the snapshot does when it is ahead (rule 5)."""
+    return snapshot.offsets.advanced(position)
+
+
+def view_sql(snapshot: Snapshot, segments: Sequence[Segment], columns: Mapping[str, str]) -> str:
+    """The SELECT that gives the table: the snapshot's rows, then each segment's rows at or above the snapshot's end.
+
+    `columns` maps each column of the table to its SQL type, in order; one that the snapshot does not have yet is NULL.
+    """
+    names = ", ".join(quoted(name) for name in columns)
+    parts = []
+    if snapshot.relation is not None:
+        present = ", ".join(
+            quoted(name) if name in snapshot.columns else f"CAST(NULL AS {kind}) AS {quoted(name)}"
+            for name, kind in columns.items()
+        )
+        parts.append(f"SELECT {present} FROM {snapshot.relation}")
+    for segment in segments:
+        taken = _taken_in(segment, snapshot.offsets)
+        where = f" WHERE NOT ({taken})" if taken else ""
+        parts.append(f"SELECT {names} FROM {segment.relation}{where}")
+    if not parts:
+        nulls = ", ".join(f"CAST(NULL AS {kind}) AS {quoted(name)}" for name, kind in columns.items())
+        return f"SELECT {nulls} WHERE false"
+    return " UNION ALL ".join(parts)
+
+
+def _taken_in(segment: Segment, committed: PartitionOffsets) -> str:
+    """The condition for the segment's rows that the snapshot has too; empty when there can be none."""
+    terms = []
+    for partition in sorted(segment.next):
+        until = committed.next_offset(partition)
+        if segment.first.next_offset(partition) < until:
+            terms.append(
+                f"(_kafka_topic = {literal(topic_short(partition.topic_id))} "
+                f"AND _kafka_partition = {partition.partition} AND _kafka_offset < {until})"
+            )
+    return " OR ".join(terms)
+
+
+def merged_first(first: PartitionOffsets, added: Mapping[KafkaPartition, int]) -> PartitionOffsets:
+    """The lower of both starts, per partition that either has."""
+    merged = dict(first.items())
+    for partition, offset in added.items():
+        merged[partition] = min(merged.get(partition, offset), offset)
+    return PartitionOffsets(merged)
+
+
+def quoted(name: str) -> str:
+    """An SQL identifier."""
+    return '"' + name.replace('"', '""') + '"'
+
+
+def literal(text: str) -> str:
+    """An SQL string."""
+    return "'" + text.replace("'", "''") + "'"

@@ -1,0 +1,366 @@
+"""The publisher: reads the log behind the newest snapshot and publishes rows, positions and views as one state.
+
+It is the database's only writer. `poll` and `adopt` each end in one transaction, so a reader sees the log's prefix at
+one position and the snapshot that goes with it, or the state before. Not thread-safe: one thread calls everything but
+`cut` and the properties.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections import deque
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from common.clock import Clock
+from common.codec import Decoder
+from common.datasets import Dataset
+from common.errors import K2Error, SnapshotExpired, TailGap, Unavailable
+from common.log import LogReader, TopicInfo
+from common.offsets import KafkaPartition, PartitionOffsets
+from common.registry import SchemaRegistry
+from common.schemas.arrow import table_schema
+from common.settings import FlightSettings
+from common.telemetry import get_logger
+from flight_server.storage.database import Database
+from flight_server.storage.read_view import (
+    Cut,
+    Segment,
+    Snapshot,
+    TableCut,
+    Tail,
+    check_reach,
+    cut_offsets,
+    merged_first,
+    view_sql,
+)
+
+#: How many of the latest publications' snapshots are remembered for `cut`: at two a second more than an hour, far
+#: beyond the longest statement.
+_GENERATIONS_KEPT = 10_000
+#: Latencies kept for the percentiles shown by `stats`.
+_LATENCIES_KEPT = 200
+
+
+@dataclass
+class _Table:
+    """One dataset as it is published now. `tail.segments[-1]` is the open segment, in the view and taking rows."""
+
+    dataset: Dataset
+    decoder: Decoder
+    columns: dict[str, str]
+    snapshot: Snapshot
+    tail: Tail
+    records_refused: int = 0
+
+
+class Publisher:
+    """Keeps `market.*` equal to snapshot + tail.
+
+    `starting` until the tail first reached the log's end; then each publication is exact, and as new as the log.
+    """
+
+    def __init__(
+        self,
+        database: Database,
+        reader: LogReader,
+        registry: SchemaRegistry,
+        settings: FlightSettings,
+        clock: Clock,
+        datasets: Sequence[Dataset],
+    ) -> None:
+        self._database = database
+        self._reader = reader
+        self._settings = settings
+        self._clock = clock
+        self._log = get_logger("flight_server.storage")
+        self._tables: dict[str, _Table] = {}
+        self._topics: dict[str, TopicInfo] = {}
+        self._cluster_id = ""
+        self._numbers: dict[KafkaPartition, int] = {}
+        self._owner: dict[KafkaPartition, str] = {}
+        self._generation = 0
+        self._generations: dict[int, dict[str, Snapshot]] = {}
+        self._segment_numbers = itertools.count()
+        self._gap: K2Error | None = Unavailable(
+            "the server is starting: the tail has not reached the end of the log yet"
+        )
+        self._must_reset = False
+        self._latencies_us: deque[Any] = deque(maxlen=_LATENCIES_KEPT)
+        for dataset in datasets:
+            columns = database.column_types(table_schema(dataset.schema_name))
+            self._tables[dataset.name] = _Table(dataset, Decoder(dataset, registry), columns, Snapshot(), Tail())
+        self._publish({name: (table.snapshot, ()) for name, table in self._tables.items()})
+
+    # -- what others may ask, from any thread
+
+    @property
+    def gap(self) -> K2Error | None:
+        """Why `market.*` cannot be answered exactly now; None when it can."""
+        return self._gap
+
+    def cut(self, cursor: Any) -> Cut:
+        """The cut that the cursor's open transaction sees. Raises SnapshotExpired when it is too old to be named."""
+        generation, positions = self._database.positions(cursor)
+        snapshots = self._generations.get(generation)
+        if snapshots is None:
+            raise SnapshotExpired("this transaction's view is too old to be named as a cut; begin a new transaction")
+        tails: dict[str, dict[KafkaPartition, int]] = {name: {} for name in snapshots}
+        for partition, number in list(self._numbers.items()):
+            if number in positions:
+                tails[self._owner[partition]][partition] = positions[number]
+        return Cut(
+            {
+                self._tables[name].dataset.table: TableCut(
+                    snapshot.snapshot_id, cut_offsets(snapshot, PartitionOffsets(tails[name]))
+                )
+                for name, snapshot in snapshots.items()
+            }
+        )
+
+    def tail_rows(self) -> dict[str, int]:
+        """Rows held in memory, by dataset."""
+        return {name: sum(segment.rows for segment in t.tail.segments) for name, t in list(self._tables.items())}
+
+    def records_refused(self) -> dict[str, int]:
+        """Messages read that are no records (the sink dead-letters the same ones), by dataset."""
+        return {name: table.records_refused for name, table in list(self._tables.items())}
+
+    def snapshots(self) -> dict[str, Snapshot]:
+        """The snapshot each table is published with."""
+        return {name: table.snapshot for name, table in list(self._tables.items())}
+
+    def latencies_us(self) -> Any:
+        """For rows published lately: from reading it off the socket to being visible to every new query."""
+        recent = list(self._latencies_us)
+        return np.concatenate(recent) if recent else np.empty(0, np.int64)
+
+    # -- the publisher thread's steps
+
+    def assign(self, cluster_id: str, topics: Iterable[TopicInfo]) -> None:
+        """Follow these topics; what is new is read from where its table's snapshot ends."""
+        self._cluster_id = cluster_id
+        wanted = {info.topic: info for info in topics}
+        if wanted == self._topics:
+            return
+        for topic, info in wanted.items():
+            known = self._topics.get(topic)
+            if known is not None and known.topic_id != info.topic_id:
+                self._log.warning(
+                    "topic was made anew and is read as a new source", topic=topic, topic_id=info.topic_id
+                )
+        self._topics = wanted
+        for name, table in self._tables.items():
+            fresh = {
+                partition: table.snapshot.offsets.next_offset(partition)
+                for partition in self._partitions_of(table)
+                if partition not in self._numbers
+            }
+            if not fresh:
+                continue
+            added = [(len(self._numbers) + index, offset) for index, offset in enumerate(fresh.values())]
+            with self._database.publication():
+                self._database.set_positions(self._generation, [], added)
+            for partition, (number, _offset) in zip(fresh, added, strict=True):
+                self._owner[partition] = name
+                self._numbers[partition] = number
+            table.tail = replace(
+                table.tail, base=table.tail.base.advanced(fresh), position=table.tail.position.advanced(fresh)
+            )
+        self._assign_reader()
+
+    def adopt(self, snapshots: Mapping[str, Snapshot]) -> None:
+        """Publish each table with its newer snapshot and forget the tail rows that it has (rule 7).
+
+        A snapshot that ends before the tail begins (the table was rolled back) makes the tail start again from there;
+        until it has caught up, `gap` says so.
+        """
+        changed = {
+            name: snapshot
+            for name, snapshot in snapshots.items()
+            if snapshot.snapshot_id != self._tables[name].snapshot.snapshot_id
+            or snapshot.relation != self._tables[name].snapshot.relation
+        }
+        if not changed:
+            return
+        published: dict[str, tuple[Snapshot, Sequence[Segment]]] = {}
+        for name, snapshot in changed.items():
+            table = self._tables[name]
+            try:
+                check_reach(snapshot, table.tail, table=table.dataset.table)
+            except TailGap as gap:
+                self._gap, self._must_reset = gap, True
+                table.snapshot = snapshot
+                continue
+            kept = [s for s in table.tail.segments if s.rows and not s.below(snapshot.offsets)]
+            published[name] = (snapshot, kept)
+        if self._must_reset:
+            self.reset()
+            return
+        self._publish(published)
+
+    def reset(self) -> None:
+        """Start every tail again from where its table's snapshot ends."""
+        for table in self._tables.values():
+            start = PartitionOffsets({p: table.snapshot.offsets.next_offset(p) for p in self._partitions_of(table)})
+            table.tail = replace(table.tail, base=start, position=start)
+        self._publish({name: (table.snapshot, ()) for name, table in self._tables.items()}, all_positions=True)
+        self._assign_reader()
+        self._must_reset = False
+
+    def poll(self, timeout_s: float) -> int:
+        """Read what arrived, gathered for `tail_publish_ms`, and publish it; returns the rows published.
+
+        Whatever is raised, the next call starts the tail again from the snapshots' ends, and until it has caught up
+        `gap` says so. Raises BrokerError (LogTruncated when retention was faster than the sink), and Unavailable when
+        the tail is full.
+        """
+        if self._must_reset:
+            self.reset()
+        if sum(self.tail_rows().values()) >= self._settings.tail_rows_max:
+            raise Unavailable(
+                f"the tail holds {self._settings.tail_rows_max} rows and waits for the sink to commit; check the sink"
+            )
+        try:
+            published = self._append(self._gather(timeout_s))
+        except BaseException as error:
+            # What was read and not published is gone from the reader: only a new start has no hole.
+            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            self._gap = TailGap(f"the tail is being read again from the snapshot's end ({reason}); try again")
+            self._must_reset = True
+            raise
+        if self._gap is not None and self._reader.at_end():
+            self._gap = None
+        return published
+
+    # -- inside
+
+    def _gather(self, timeout_s: float) -> dict[str, list[pa.RecordBatch]]:
+        gathered: dict[str, list[pa.RecordBatch]] = {}
+        until: float | None = None
+        while True:
+            for batch in self._reader.poll(10_000, timeout_s):
+                partition = KafkaPartition(batch.cluster_id, batch.topic_id, batch.partitions[0])
+                table = self._tables[self._owner[partition]]
+                decoded = table.decoder.decode(batch)
+                table.records_refused += len(decoded.errors)
+                gathered.setdefault(table.dataset.name, []).append(decoded.record_batch)
+            if not gathered:
+                return gathered
+            now = self._clock.monotonic_s()
+            if until is None:
+                until = now + self._settings.tail_publish_ms / 1000
+            timeout_s = until - now
+            if timeout_s <= 0:
+                return gathered
+
+    def _append(self, gathered: Mapping[str, Sequence[pa.RecordBatch]]) -> int:
+        positions = self._reader.positions()
+        moved = {name: self._moved(table, positions) for name, table in self._tables.items()}
+        if not gathered and not any(moved.values()):
+            return 0
+        tails: dict[str, Tail] = {}
+        rows_of: dict[str, pa.Table] = {}
+        for name, table in self._tables.items():
+            rows = self._beyond_snapshot(table, gathered.get(name, ()))
+            if rows is not None:
+                rows_of[name] = rows
+            tails[name] = self._advanced(table, rows, moved[name])
+        with self._database.publication():
+            for name, rows in rows_of.items():
+                self._database.insert(self._tables[name].tail.segments[-1].relation, rows)
+            changed = [(self._numbers[p], next_offset) for pairs in moved.values() for p, next_offset in pairs.items()]
+            self._database.set_positions(self._generation, changed, [])
+        for name, tail in tails.items():
+            self._tables[name].tail = tail
+        now_us = self._clock.now_us()
+        for rows in rows_of.values():
+            if "receive_time" in rows.column_names:
+                self._latencies_us.append(now_us - rows.column("receive_time").cast(pa.int64()).to_numpy())
+        return sum(rows.num_rows for rows in rows_of.values())
+
+    def _moved(self, table: _Table, positions: PartitionOffsets) -> dict[KafkaPartition, int]:
+        return {
+            p: positions[p]
+            for p in positions
+            if self._owner[p] == table.dataset.name and positions[p] != table.tail.position.get(p)
+        }
+
+    def _beyond_snapshot(self, table: _Table, batches: Sequence[pa.RecordBatch]) -> pa.Table | None:
+        """The rows at or above the published snapshot's end; it has the others (the tail was behind the sink)."""
+        rows = [batch for batch in batches if batch.num_rows]
+        if not rows:
+            return None
+        joined = pa.Table.from_batches(rows)
+        for partition, position in table.tail.position.items():
+            committed = table.snapshot.offsets.next_offset(partition)
+            if position < committed:
+                here = pc.equal(joined.column("_kafka_partition"), partition.partition)
+                below = pc.less(joined.column("_kafka_offset"), committed)
+                joined = joined.filter(pc.invert(pc.and_(here, below)))
+        return joined if joined.num_rows else None
+
+    def _advanced(self, table: _Table, rows: pa.Table | None, moved: Mapping[KafkaPartition, int]) -> Tail:
+        tail = replace(table.tail, position=table.tail.position.advanced(moved))
+        if rows is None:
+            return tail
+        opened = tail.segments[-1]
+        begun = {p: table.tail.position.next_offset(p) for p in moved}
+        grown = replace(
+            opened,
+            first=merged_first(opened.first, begun),
+            next=opened.next.advanced(moved),
+            rows=opened.rows + rows.num_rows,
+        )
+        return replace(tail, segments=(*tail.segments[:-1], grown))
+
+    def _publish(
+        self, tables: Mapping[str, tuple[Snapshot, Sequence[Segment]]], *, all_positions: bool = False
+    ) -> None:
+        """In one transaction: the views over these snapshots and segments, each with a fresh open segment behind."""
+        generation = self._generation + 1
+        snapshots = {name: table.snapshot for name, table in self._tables.items()}
+        snapshots |= {name: snapshot for name, (snapshot, _kept) in tables.items()}
+        tails: dict[str, Tail] = {}
+        self._generations[generation] = snapshots
+        with self._database.publication():
+            for name, (snapshot, kept) in tables.items():
+                table = self._tables[name]
+                relation = self._database.create_segment(f"{name}_{next(self._segment_numbers)}", table.columns)
+                segments = (*kept, Segment(relation, PartitionOffsets(), PartitionOffsets()))
+                self._database.replace_view(name, view_sql(snapshot, segments, table.columns))
+                for segment in table.tail.segments:
+                    if segment not in kept:
+                        self._database.drop_segment(segment.relation)
+                base = PartitionOffsets(
+                    {p: max(start, snapshot.offsets.next_offset(p)) for p, start in table.tail.base.items()}
+                )
+                tails[name] = replace(table.tail, base=base, segments=segments)
+            positions = (
+                [(self._numbers[p], n) for t in self._tables.values() for p, n in t.tail.position.items()]
+                if all_positions
+                else []
+            )
+            self._database.set_positions(generation, positions, [])
+        self._generation = generation
+        self._generations.pop(generation - _GENERATIONS_KEPT, None)
+        for name, tail in tails.items():
+            self._tables[name].snapshot = snapshots[name]
+            self._tables[name].tail = tail
+
+    def _partitions_of(self, table: _Table) -> list[KafkaPartition]:
+        return [
+            KafkaPartition(self._cluster_id, info.topic_id, number)
+            for info in self._topics.values()
+            if table.dataset.matches(info.topic)
+            for number in range(info.partitions)
+        ]
+
+    def _assign_reader(self) -> None:
+        starts = {p: t.tail.position.next_offset(p) for t in self._tables.values() for p in self._partitions_of(t)}
+        self._reader.assign(starts, {info.topic_id: info.topic for info in self._topics.values()})
