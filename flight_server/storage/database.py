@@ -33,7 +33,6 @@ class Database:
         config: dict[str, Any] = {
             "memory_limit": f"{settings.memory_bytes_max}B",
             "preserve_insertion_order": "false",
-            "parquet_metadata_cache": "true",
             "autoinstall_known_extensions": "false",
             "autoload_known_extensions": "false",
         }
@@ -41,6 +40,7 @@ class Database:
             config["threads"] = settings.threads
         self._root = duckdb.connect(":memory:", config=config)
         self._root.execute("SET GLOBAL TimeZone = 'UTC'")
+        self._root.execute("SET GLOBAL parquet_metadata_cache = true")
         if lake is not None:
             self._open_warehouse(lake)
         self._root.execute(f"ATTACH ':memory:' AS {CATALOG}")
