@@ -97,7 +97,7 @@ class IcebergTable:
     def open(cls, settings: LakeSettings, dataset: Dataset) -> Self:
         """The dataset's table, made when it is missing. Raises SettingsError, CatalogError."""
         catalog = open_catalog(settings)
-        with _translated(f"open the table {dataset.table}"):
+        with translated(f"open the table {dataset.table}"):
             _ensure_namespace(catalog)
             try:
                 table = catalog.load_table(dataset.table)
@@ -130,7 +130,7 @@ class IcebergTable:
 
     def reload(self) -> None:
         """Ask the catalog for the newest state. Raises CatalogError."""
-        with _translated(f"load the table {self.name}"):
+        with translated(f"load the table {self.name}"):
             self._table = self._catalog.load_table(self.name)
 
     def committed_offsets(self) -> PartitionOffsets:
@@ -143,7 +143,7 @@ class IcebergTable:
         if rows.num_rows == 0:
             return WrittenFiles((), 0)
         order = pc.sort_indices(rows, sort_keys=[(column, "ascending") for column in self._dataset.sort_columns])
-        with _translated(f"write data files of {self.name}"):
+        with translated(f"write data files of {self.name}"):
             files = _dataframe_to_data_files(self._table.metadata, rows.take(order), self._table.io, uuid.uuid4())
             return WrittenFiles(tuple(files), rows.num_rows)
 
@@ -164,9 +164,9 @@ class IcebergTable:
                     f"not {base.next_offset(partition)}: another writer was first"
                 )
         summary = {SUMMARY_KEY: stands.advanced(to).to_text(), COMMIT_ID_KEY: commit_id}
-        transaction = _Transaction(self._table)
+        transaction = ThriftyTransaction(self._table)
         with (
-            _translated(f"prepare a commit to {self.name}"),
+            translated(f"prepare a commit to {self.name}"),
             transaction.update_snapshot(snapshot_properties=summary).merge_append() as append,
         ):
             for data_file in files.data_files:
@@ -200,7 +200,7 @@ class IcebergTable:
         """
         self.reload()
         metadata = self._table.metadata
-        return any(_entry(snapshot, COMMIT_ID_KEY) == commit_id for snapshot in _history(metadata))
+        return any(summary_entry(snapshot, COMMIT_ID_KEY) == commit_id for snapshot in _history(metadata))
 
     def discard(self, files: WrittenFiles) -> None:
         """Remove data files of which it is certain that no snapshot refers to them. An orphan is harmless."""
@@ -210,7 +210,7 @@ class IcebergTable:
 
     def scan(self, columns: tuple[str, ...]) -> Iterator[pa.RecordBatch]:
         """The newest loaded snapshot's rows, these columns only, batch by batch. Raises CatalogError."""
-        with _translated(f"scan the table {self.name}"):
+        with translated(f"scan the table {self.name}"):
             yield from self._table.scan(selected_fields=columns).to_arrow_batch_reader()
 
     def _check_schema(self) -> None:
@@ -229,7 +229,7 @@ class IcebergTable:
                 )
 
 
-class _Transaction(Transaction):
+class ThriftyTransaction(Transaction):
     """PyIceberg's transaction without its cost of history.
 
     `Transaction.table_metadata` copies the whole metadata deeply each time it is read, about 20 times per append. Here
@@ -260,7 +260,7 @@ def open_catalog(settings: LakeSettings) -> Catalog:
         properties["uri"] = f"{uri}{'&' if '?' in uri else '?'}timeout={_SQLITE_BUSY_S}"
     if "type" not in properties and not uri.startswith(("http:", "https:", "thrift:")):
         properties["type"] = "sql"
-    with _translated(f"open the catalog {settings.catalog_name} at {_without_password(uri)}"):
+    with translated(f"open the catalog {settings.catalog_name} at {_without_password(uri)}"):
         catalog = _load_catalog(settings.catalog_name, properties)
         if sqlite and hasattr(catalog, "engine"):
             with catalog.engine.connect() as connection:  # readers do not wait for a writer, nor it for them
@@ -276,7 +276,7 @@ def offsets_of(metadata: TableMetadata) -> PartitionOffsets:
     """
     oldest: Snapshot | None = None
     for snapshot in ancestors_of(metadata.current_snapshot(), metadata):
-        text = _entry(snapshot, SUMMARY_KEY)
+        text = summary_entry(snapshot, SUMMARY_KEY)
         if text is not None:
             return PartitionOffsets.from_text(text)
         oldest = snapshot
@@ -341,12 +341,12 @@ def _history(metadata: TableMetadata) -> Iterator[Snapshot]:
     yield from ancestors_of(metadata.current_snapshot(), metadata)
 
 
-def _entry(snapshot: Snapshot, key: str) -> str | None:
+def summary_entry(snapshot: Snapshot, key: str) -> str | None:
     return None if snapshot.summary is None else snapshot.summary.get(key)
 
 
 @contextlib.contextmanager
-def _translated(doing: str) -> Iterator[None]:
+def translated(doing: str) -> Iterator[None]:
     """PyIceberg's, SQLAlchemy's and the file store's exceptions as CatalogError; ours pass."""
     try:
         yield

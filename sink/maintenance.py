@@ -1,0 +1,74 @@
+"""Upkeep of the tables. In this first form: old snapshots expire, because each one kept makes every commit dearer.
+
+Nothing is lost by it. The tables are append-only, so each data file of an expired snapshot belongs to the newest one
+too; no file at all is deleted here, so a reader that has loaded an expired snapshot goes on reading it. And an old
+instant does not need its old snapshot: rows carry their Kafka offset, so a cut can be read again from any newer snapshot
+(design rule 9).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Set
+from dataclasses import dataclass
+
+from pyiceberg.exceptions import CommitFailedException
+from pyiceberg.table.metadata import TableMetadata
+from pyiceberg.table.snapshots import ancestors_of
+from pyiceberg.table.update.snapshot import ExpireSnapshots
+
+from common.offsets import SUMMARY_KEY
+from sink.table import IcebergTable, ThriftyTransaction, summary_entry, translated
+
+
+@dataclass(frozen=True)
+class ExpiryPolicy:
+    """Keeps the newest `snapshots_kept_min` snapshots, and all younger than `age_us_min` (microseconds).
+
+    Two minutes is far longer than a query takes from pinning a snapshot to loading it. With a commit per second this
+    keeps 120 snapshots: 40 ms a commit, where 1,000 would cost 150 ms (see sink.table, ThriftyTransaction).
+    """
+
+    snapshots_kept_min: int
+    age_us_min: int = 120 * 1_000_000
+
+
+def snapshots_to_expire(metadata: TableMetadata, policy: ExpiryPolicy, now_us: int) -> Set[int]:
+    """The ids of the snapshots that may go. Pure.
+
+    Always kept, whatever the policy: every snapshot that a branch or tag refers to, the newest included, and the newest
+    that says which Kafka offsets the table holds, should a foreign tool have made newer ones without that entry.
+    """
+    newest_first = sorted(
+        metadata.snapshots, key=lambda snapshot: (snapshot.timestamp_ms, snapshot.sequence_number or 0)
+    )
+    newest_first.reverse()
+    kept = {snapshot.snapshot_id for snapshot in newest_first[: policy.snapshots_kept_min]}
+    kept |= {
+        snapshot.snapshot_id for snapshot in newest_first if now_us - snapshot.timestamp_ms * 1000 < policy.age_us_min
+    }
+    kept |= {reference.snapshot_id for reference in metadata.refs.values()}
+    for snapshot in ancestors_of(metadata.current_snapshot(), metadata):
+        kept.add(snapshot.snapshot_id)
+        if summary_entry(snapshot, SUMMARY_KEY) is not None:
+            break
+    return {snapshot.snapshot_id for snapshot in newest_first} - kept
+
+
+def expire_snapshots(table: IcebergTable, policy: ExpiryPolicy, now_us: int) -> int:
+    """Expire what the policy lets go, as of the table's last load; returns how many went.
+
+    0 when another writer committed at the same moment: the next round will do it. Raises CatalogError.
+    """
+    iceberg_table = table.iceberg_table
+    expiring = snapshots_to_expire(iceberg_table.metadata, policy, now_us)
+    if not expiring:
+        return 0
+    with translated(f"expire snapshots of {table.name}"):
+        transaction = ThriftyTransaction(iceberg_table)
+        try:
+            ExpireSnapshots(transaction).by_ids(sorted(expiring)).commit()
+            transaction.commit_transaction()
+        except (CommitFailedException, ValueError):  # ValueError: another writer has expired some of them
+            table.reload()
+            return 0
+    return len(expiring)
