@@ -53,7 +53,7 @@ lock *ARGS:
 
 # docs/settings.md from common/settings.py
 docs:
-    uv run python docs/settings.py
+    uv run python docs/settings_page.py
 
 # all of the above that a change has to pass
 ci:
