@@ -5,7 +5,10 @@ from __future__ import annotations
 import ast
 import re
 import subprocess
+import sys
+import tomllib
 from collections.abc import Iterator
+from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import pytest
@@ -94,6 +97,27 @@ def test_an_import_out_of_place_is_found(library: str, source: str) -> None:
     assert strays(library, "k2/cli.py", source)
     assert not strays(library, HOMES[library][0], source)
     assert not strays(library, "k2/cli.py", "import pyarrow\nfrom pyarrow import Table")
+
+
+def test_every_library_that_is_imported_is_declared() -> None:
+    """Not one that happens to come along with another: that other may drop it."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras = [requirement for extra in project["optional-dependencies"].values() for requirement in extra]
+    declared = {distribution_name(requirement) for requirement in project["dependencies"] + extras}
+    providers = packages_distributions()
+    missing = set()
+    for path in sources():
+        for name in imports_of(path.read_text()):
+            package = name.partition(".")[0]
+            if package not in (*sys.stdlib_module_names, *ROOMS):
+                if not declared & {distribution_name(provider) for provider in providers.get(package, [])}:
+                    missing.add((str(path.relative_to(ROOT)), package))
+    assert not missing
+
+
+def distribution_name(requirement: str) -> str:
+    """`A_b.c[d]>=1` as the `a-b-c` that registries know."""
+    return re.sub(r"[-_.]+", "-", re.split(r"[^\w.-]", requirement, maxsplit=1)[0]).lower()
 
 
 def test_every_home_exists() -> None:
