@@ -105,13 +105,13 @@ def test_every_library_that_is_imported_is_declared() -> None:
     extras = [requirement for extra in project["optional-dependencies"].values() for requirement in extra]
     declared = {distribution_name(requirement) for requirement in project["dependencies"] + extras}
     providers = packages_distributions()
-    missing = set()
-    for path in sources():
-        for name in imports_of(path.read_text()):
-            package = name.partition(".")[0]
-            if package not in (*sys.stdlib_module_names, *ROOMS):
-                if not declared & {distribution_name(provider) for provider in providers.get(package, [])}:
-                    missing.add((str(path.relative_to(ROOT)), package))
+    missing = {
+        (str(path.relative_to(ROOT)), package)
+        for path in sources()
+        for package in {name.partition(".")[0] for name in imports_of(path.read_text())}
+        if package not in (*sys.stdlib_module_names, *ROOMS)
+        and not declared & {distribution_name(provider) for provider in providers.get(package, [])}
+    }
     assert not missing
 
 
