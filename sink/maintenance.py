@@ -2,8 +2,8 @@
 
 Nothing is lost by it. The tables are append-only, so each data file of an expired snapshot belongs to the newest one
 too; no file at all is deleted here, so a reader that has loaded an expired snapshot goes on reading it. And an old
-instant does not need its old snapshot: rows carry their Kafka offset, so a cut can be read again from any newer snapshot
-(design rule 9).
+instant does not need its old snapshot: rows carry their Kafka offset, so a cut can be read again from any newer
+snapshot (design rule 9).
 """
 
 from __future__ import annotations

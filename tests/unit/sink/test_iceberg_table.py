@@ -13,7 +13,6 @@ import pyarrow.parquet as pq
 import pytest
 from pyiceberg.exceptions import CommitFailedException
 from pyiceberg.types import ListType, MapType
-from support.records import table_rows, trade
 
 from common.datasets import DATASETS, INSTRUMENTS, QUOTES, TRADES, Dataset
 from common.errors import CatalogError, CommitConflict, CommitStateUnknown, K2Error, SettingsError
@@ -21,6 +20,7 @@ from common.offsets import SUMMARY_KEY, KafkaPartition, PartitionOffsets
 from common.schemas.arrow import FIELD_ID_KEY, audit_fields, avro_schema, table_schema
 from common.settings import LakeSettings
 from sink.table import IcebergTable, WrittenFiles, open_catalog
+from tests.support.records import table_rows, trade
 
 P0 = KafkaPartition("cluster", "topic-id-1", 0)
 P1 = KafkaPartition("cluster", "topic-id-1", 1)

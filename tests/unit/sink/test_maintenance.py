@@ -5,13 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from support.records import table_rows, trade
 
 from common.datasets import TRADES
 from common.offsets import KafkaPartition, PartitionOffsets
 from common.settings import LakeSettings
 from sink.maintenance import ExpiryPolicy, expire_snapshots, snapshots_to_expire
 from sink.table import IcebergTable, open_catalog
+from tests.support.records import table_rows, trade
 
 P0 = KafkaPartition("cluster", "topic-id-1", 0)
 LATER_US = 4_000_000_000_000_000  # far behind any snapshot's own time

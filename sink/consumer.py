@@ -1,0 +1,84 @@
+"""Where the sink reads the log: positions come from the table, never from Kafka's group offsets (design rule 1)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from common.log import ConsumerBatch, LogReader, TopicInfo
+from common.offsets import KafkaPartition, PartitionOffsets
+
+
+@dataclass(frozen=True)
+class Sources:
+    """What there is to read: one cluster's topics of one dataset, by name.
+
+    `log_starts` is the first offset that each partition still holds, where it was asked for; absent means 0.
+    """
+
+    cluster_id: str = ""
+    topics: Mapping[str, TopicInfo] = field(default_factory=dict)
+    log_starts: PartitionOffsets = field(default_factory=PartitionOffsets)
+
+    def partitions(self) -> dict[KafkaPartition, str]:
+        """Every partition with its topic's name."""
+        return {
+            KafkaPartition(self.cluster_id, info.topic_id, number): name
+            for name, info in self.topics.items()
+            for number in range(info.partitions)
+        }
+
+
+class LogConsumer:
+    """A LogReader that starts where a table stands. One thread at a time."""
+
+    def __init__(self, reader: LogReader) -> None:
+        self._reader = reader
+        self._assigned: frozenset[KafkaPartition] = frozenset()
+
+    @property
+    def assigned(self) -> frozenset[KafkaPartition]:
+        return self._assigned
+
+    def seek(self, sources: Sources, committed: PartitionOffsets) -> None:
+        """Read every partition from the table's next offset; one that the table has nothing of from the log's start.
+
+        Raises BrokerError.
+        """
+        self._assign(sources, {partition: _start(partition, sources, committed) for partition in sources.partitions()})
+
+    def extend(self, sources: Sources, committed: PartitionOffsets) -> tuple[set[KafkaPartition], set[KafkaPartition]]:
+        """Take up partitions that appeared and let go of those that went; all others read on where they are.
+
+        A topic that was made anew under its old name has another topic id: its partitions appear, the old ones go.
+        Returns (appeared, gone). Raises BrokerError.
+        """
+        present = sources.partitions().keys()
+        appeared, gone = set(present - self._assigned), set(self._assigned - present)
+        if appeared or gone:
+            positions = self._reader.positions() if self._assigned else PartitionOffsets()
+            starts = {
+                partition: positions[partition] if partition in positions else _start(partition, sources, committed)
+                for partition in present
+            }
+            self._assign(sources, starts)
+        return appeared, gone
+
+    def poll(self, messages_max: int, timeout_s: float) -> list[ConsumerBatch]:
+        """The next messages, as LogReader.poll."""
+        return self._reader.poll(messages_max, timeout_s)
+
+    def positions(self) -> PartitionOffsets:
+        """The next offset of each assigned partition; never ahead of what `poll` has returned, holes excepted."""
+        return self._reader.positions() if self._assigned else PartitionOffsets()
+
+    def close(self) -> None:
+        self._reader.close()
+
+    def _assign(self, sources: Sources, starts: Mapping[KafkaPartition, int]) -> None:
+        self._reader.assign(starts, {info.topic_id: name for name, info in sources.topics.items()})
+        self._assigned = frozenset(starts)
+
+
+def _start(partition: KafkaPartition, sources: Sources, committed: PartitionOffsets) -> int:
+    return committed[partition] if partition in committed else sources.log_starts.next_offset(partition)

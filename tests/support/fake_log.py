@@ -1,0 +1,141 @@
+"""A Kafka log in memory that keeps the contract of common.log: topic ids, holes in offsets, readers with positions."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from common.errors import BrokerError, LogTruncated
+from common.log import ConsumerBatch, TopicInfo
+from common.offsets import KafkaPartition, PartitionOffsets
+
+
+@dataclass
+class _Partition:
+    """Records by offset, in order; `end` may lie behind the last one (a control record, an aborted transaction)."""
+
+    records: dict[int, bytes | None] = field(default_factory=dict)
+    start: int = 0
+    end: int = 0
+
+
+class FakeLog:
+    """One cluster. What was appended stays; any number of readers may read it."""
+
+    def __init__(self, cluster_id: str = "fake-cluster") -> None:
+        self.cluster_id = cluster_id
+        self.down = False
+        self._topics: dict[str, TopicInfo] = {}
+        self._partitions: dict[KafkaPartition, _Partition] = {}
+        self._ids_given = 0
+
+    def create(self, topic: str, partitions: int = 1) -> TopicInfo:
+        """Make the topic; under a name that exists, delete it and make it anew with another id."""
+        self._ids_given += 1
+        info = self._topics[topic] = TopicInfo(topic, f"fake-topic-{self._ids_given:08d}", partitions)
+        for number in range(partitions):
+            self._partitions[KafkaPartition(self.cluster_id, info.topic_id, number)] = _Partition()
+        return info
+
+    def delete(self, topic: str) -> None:
+        del self._topics[topic]
+
+    def append(self, topic: str, value: bytes | None, partition: int = 0) -> int:
+        """Add a record; returns its offset."""
+        log = self._partition(topic, partition)
+        log.records[log.end] = value
+        log.end += 1
+        return log.end - 1
+
+    def hole(self, topic: str, partition: int = 0, width: int = 1) -> None:
+        """Offsets without records, as a transaction's marker or an aborted transaction leaves them."""
+        self._partition(topic, partition).end += width
+
+    def truncate(self, topic: str, start: int, partition: int = 0) -> None:
+        """Retention: records below `start` are gone."""
+        log = self._partition(topic, partition)
+        log.start = start
+        log.records = {offset: value for offset, value in log.records.items() if offset >= start}
+
+    @property
+    def topics(self) -> dict[str, TopicInfo]:
+        return dict(self._topics)
+
+    def start_offsets(self) -> PartitionOffsets:
+        return PartitionOffsets({partition: log.start for partition, log in self._live().items()})
+
+    def end_offsets(self) -> PartitionOffsets:
+        return PartitionOffsets({partition: log.end for partition, log in self._live().items()})
+
+    def reader(self) -> FakeReader:
+        return FakeReader(self)
+
+    def _live(self) -> dict[KafkaPartition, _Partition]:
+        ids = {info.topic_id for info in self._topics.values()}
+        return {partition: log for partition, log in self._partitions.items() if partition.topic_id in ids}
+
+    def _partition(self, topic: str, partition: int) -> _Partition:
+        return self._partitions[KafkaPartition(self.cluster_id, self._topics[topic].topic_id, partition)]
+
+
+class FakeReader:
+    """A LogReader over a FakeLog. Turns through the partitions, so that several are interleaved."""
+
+    def __init__(self, log: FakeLog) -> None:
+        self._log = log
+        self._next: dict[KafkaPartition, int] = {}
+        self._names: dict[str, str] = {}
+        self._turn = 0
+        self.closed = False
+
+    def assign(self, starts: Mapping[KafkaPartition, int], topics: Mapping[str, str]) -> None:
+        assert {partition.topic_id for partition in starts} <= set(topics), "each topic id needs its name"
+        self._check_up()
+        self._next = dict(starts)
+        self._names = dict(topics)
+
+    def poll(self, messages_max: int, timeout_s: float) -> list[ConsumerBatch]:
+        assert timeout_s >= 0
+        assert messages_max > 0
+        self._check_up()
+        found: dict[str, ConsumerBatch] = {}
+        left = messages_max
+        partitions = sorted(self._next)
+        self._turn += 1
+        for index in range(len(partitions)):
+            partition = partitions[(index + self._turn) % len(partitions)]
+            share = max(1, messages_max // len(partitions))
+            left -= self._take(partition, min(left, share), found)
+            if left <= 0:
+                break
+        return list(found.values())
+
+    def positions(self) -> PartitionOffsets:
+        return PartitionOffsets(self._next)
+
+    def at_end(self) -> bool:
+        return all(self._next[partition] >= self._log._partitions[partition].end for partition in self._next)
+
+    def close(self) -> None:
+        self.closed = True
+
+    def _take(self, partition: KafkaPartition, count: int, found: dict[str, ConsumerBatch]) -> int:
+        log = self._log._partitions[partition]
+        if self._next[partition] < log.start:
+            raise LogTruncated(f"{partition} no longer holds offset {self._next[partition]}")
+        offsets = [offset for offset in log.records if offset >= self._next[partition]][:count]
+        if offsets:
+            topic = self._names[partition.topic_id]
+            batch = found.setdefault(topic, ConsumerBatch(topic, partition.cluster_id, partition.topic_id, [], [], []))
+            batch.partitions.extend([partition.partition] * len(offsets))
+            batch.offsets.extend(offsets)
+            batch.values.extend(log.records[offset] for offset in offsets)
+            self._next[partition] = offsets[-1] + 1
+        if not any(offset >= self._next[partition] for offset in log.records):
+            self._next[partition] = log.end
+        return len(offsets)
+
+    def _check_up(self) -> None:
+        assert not self.closed, "a closed reader is used"
+        if self._log.down:
+            raise BrokerError("the fake broker is down")

@@ -1,0 +1,113 @@
+"""A sink worker on fakes, or on a real table, that a test drives step by step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from common.clock import ManualClock
+from common.codec import Decoder, Encoder
+from common.datasets import TRADES
+from common.offsets import PartitionOffsets
+from common.registry import EmbeddedRegistry
+from sink.commit_policy import CommitPolicy
+from sink.consumer import Sources
+from sink.dead_letters import DeadLetter
+from sink.worker import Passed, SinkWorker
+from tests.support.fake_log import FakeLog
+
+REGISTRY = EmbeddedRegistry()
+TOPIC = TRADES.topic(asset_class="crypto", exchange="binance")
+ENCODER = Encoder(TRADES, REGISTRY, topic=TOPIC)
+
+SMALL_COMMITS = CommitPolicy(rows_max=10, bytes_max=1 << 40, age_ms_max=1000)
+
+
+class Crash(Exception):
+    """The process died here."""
+
+
+@dataclass
+class FakeDeadLetters:
+    """The dead-letter topic, outliving every worker; `failures` many writes fail first."""
+
+    letters: list[DeadLetter] = field(default_factory=list)
+    failures: list[Exception] = field(default_factory=list)
+
+    def write(self, letters: Sequence[DeadLetter]) -> None:
+        if self.failures and letters:
+            raise self.failures.pop()
+        self.letters += letters
+
+    def close(self) -> None: ...
+
+
+@dataclass
+class SinkBench:
+    """Everything around a worker. `worker()` makes one as a process start would; its crash is `crash_at`."""
+
+    log: FakeLog
+    open_table: Callable[[], Any]
+    policy: CommitPolicy = SMALL_COMMITS
+    poll_messages_max: int = 4
+    clock: ManualClock = field(default_factory=ManualClock)
+    dead_letters: FakeDeadLetters = field(default_factory=FakeDeadLetters)
+    crash_at: dict[Passed, int] = field(default_factory=dict)
+    after_commit: Callable[[], None] = lambda: None
+    _sources: Sources | None = None
+
+    def worker(self) -> SinkWorker[Any]:
+        return SinkWorker(
+            dataset=TRADES,
+            sources=self.sources,
+            reader=self.log.reader(),
+            decoder=Decoder(TRADES, REGISTRY),
+            table=self.open_table(),
+            dead_letters=self.dead_letters,
+            policy=self.policy,
+            clock=self.clock,
+            poll_messages_max=self.poll_messages_max,
+            hook=self._hook,
+            after_commit=self.after_commit,
+        )
+
+    def sources(self) -> Sources:
+        """What the service's discovery would have found by now; the same object while nothing changed."""
+        now = Sources(self.log.cluster_id, self.log.topics, self.log.start_offsets())
+        before = self._sources
+        if before is None or (before.cluster_id, before.topics) != (now.cluster_id, now.topics):
+            self._sources = now
+        assert self._sources is not None
+        return self._sources
+
+    def run(self, worker: SinkWorker[Any], *, steps_max: int = 500) -> None:
+        """Step until everything in the log is committed; time passes when nothing comes."""
+        for _ in range(steps_max):
+            if worker.stats.drained(self.log.end_offsets()):
+                return
+            if not worker.step():
+                self.clock.advance(0.5)
+        raise AssertionError(f"not drained after {steps_max} steps: {worker.stats}")
+
+    def run_with_crashes(self) -> int:
+        """Run to the end, with a new worker after each crash; returns how many crashed."""
+        crashes = 0
+        while True:
+            try:
+                self.run(self.worker())
+                return crashes
+            except Crash:
+                crashes += 1
+
+    def committed(self) -> PartitionOffsets:
+        offsets = self.open_table().committed_offsets()
+        assert isinstance(offsets, PartitionOffsets)
+        return offsets
+
+    def _hook(self, passed: Passed) -> None:
+        left = self.crash_at.get(passed)
+        if left is not None:
+            self.crash_at[passed] = left - 1
+            if left == 1:
+                raise Crash(passed.value)

@@ -1,0 +1,363 @@
+"""The loop: what it holds, when it commits, and what it does when another writer or the log gets in its way."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from common.errors import BrokerError, CatalogError, CommitConflict, LogTruncated
+from common.offsets import KafkaPartition, PartitionOffsets
+from sink.commit_policy import CommitPolicy
+from tests.support.fake_log import FakeLog
+from tests.support.fake_table import FakeStore, FakeTable, Fault
+from tests.support.records import trade
+from tests.support.sink_bench import ENCODER, TOPIC, SinkBench
+
+BAD = b"\x00\x00\x00"
+
+
+@pytest.fixture
+def store() -> FakeStore:
+    return FakeStore()
+
+
+@pytest.fixture
+def bench(store: FakeStore) -> SinkBench:
+    return SinkBench(FakeLog(), lambda: FakeTable(store))
+
+
+def fill(log: FakeLog, first: int, count: int, *, topic: str = TOPIC, partition: int = 0) -> None:
+    for trade_id in range(first, first + count):
+        log.append(topic, ENCODER.encode(trade(trade_id)), partition)
+
+
+def ids(store: FakeStore) -> list[Any]:
+    return sorted(row["trade_id"] for row in store.rows())  # type: ignore[type-var]
+
+
+def test_every_record_lands_once_and_the_offsets_with_it(bench: SinkBench, store: FakeStore) -> None:
+    bench.log.create(TOPIC, partitions=3)
+    for trade_id in range(40):
+        fill(bench.log, trade_id, 1, partition=trade_id % 3)
+    worker = bench.worker()
+    bench.run(worker)
+    assert ids(store) == list(range(40))
+    assert bench.committed() == bench.log.end_offsets()
+    assert worker.stats.rows_committed == worker.stats.rows_read == 40
+    assert worker.stats.commits == len(store.snapshots) == 4
+    assert not worker.stats.holding
+    positions = {(row["_kafka_partition"], row["_kafka_offset"]) for row in store.rows()}
+    assert positions == {(n % 3, n // 3) for n in range(40)}
+
+
+def test_rows_make_a_commit_due(bench: SinkBench, store: FakeStore) -> None:
+    bench.log.create(TOPIC)
+    fill(bench.log, 0, 11)
+    worker = bench.worker()
+    worker.step(), worker.step()
+    assert (worker.stats.rows_held, worker.stats.commits) == (8, 0)
+    worker.step()
+    assert (worker.stats.rows_held, worker.stats.commits) == (0, 1)
+    assert ids(store) == list(range(11))
+
+
+def test_bytes_make_a_commit_due(bench: SinkBench, store: FakeStore) -> None:
+    bench.policy = CommitPolicy(rows_max=1 << 40, bytes_max=200, age_ms_max=1 << 40)
+    bench.log.create(TOPIC)
+    fill(bench.log, 0, 4)
+    worker = bench.worker()
+    worker.step()
+    assert worker.stats.bytes_read >= 200
+    assert ids(store) == [0, 1, 2, 3]
+
+
+def test_age_makes_a_commit_due_without_new_messages(bench: SinkBench, store: FakeStore) -> None:
+    bench.log.create(TOPIC)
+    fill(bench.log, 0, 1)
+    worker = bench.worker()
+    worker.step()
+    assert ids(store) == []
+    bench.clock.advance(0.999)
+    assert not worker.step()
+    bench.clock.advance(0.001)
+    assert worker.step()
+    assert ids(store) == [0]
+
+
+def test_a_flush_commits_what_is_held(bench: SinkBench, store: FakeStore) -> None:
+    bench.log.create(TOPIC)
+    fill(bench.log, 0, 3)
+    worker = bench.worker()
+    worker.step()
+    assert worker.flush()
+    assert ids(store) == [0, 1, 2]
+    assert worker.flush()
+    assert len(store.snapshots) == 1
+
+
+def test_a_worker_without_topics_waits_for_them(bench: SinkBench, store: FakeStore) -> None:
+    worker = bench.worker()
+    assert not worker.step()
+    bench.log.create(TOPIC, partitions=2)
+    fill(bench.log, 0, 2, partition=1)
+    bench.run(worker)
+    assert ids(store) == [0, 1]
+
+
+def test_a_topic_made_later_is_picked_up_and_the_others_go_on(bench: SinkBench, store: FakeStore) -> None:
+    bench.log.create(TOPIC)
+    fill(bench.log, 0, 3)
+    worker = bench.worker()
+    worker.step()
+    second = "market.crypto.trades.other"
+    bench.log.create(second)
+    fill(bench.log, 100, 3, topic=second)
+    bench.run(worker)
+    assert ids(store) == [0, 1, 2, 100, 101, 102]
+    assert worker.stats.rows_read == 6
+    assert worker.stats.recoveries == 0
+
+
+def test_a_topic_made_anew_is_another_source_and_what_was_held_of_the_old_one_lands(
+    bench: SinkBench, store: FakeStore
+) -> None:
+    old = bench.log.create(TOPIC)
+    fill(bench.log, 0, 3)
+    worker = bench.worker()
+    worker.step()
+    new = bench.log.create(TOPIC)
+    fill(bench.log, 50, 2)
+    bench.run(worker)
+    assert ids(store) == [0, 1, 2, 50, 51]
+    assert bench.committed() == PartitionOffsets(
+        {
+            KafkaPartition(bench.log.cluster_id, old.topic_id, 0): 3,
+            KafkaPartition(bench.log.cluster_id, new.topic_id, 0): 2,
+        }
+    )
+    assert len({row["_kafka_topic"] for row in store.rows()}) == 2
+
+
+def test_another_cluster_is_another_source(bench: SinkBench, store: FakeStore) -> None:
+    bench.log.create(TOPIC)
+    fill(bench.log, 0, 3)
+    bench.run(bench.worker())
+    bench.log = FakeLog("second-cluster")
+    bench.log.create(TOPIC)
+    fill(bench.log, 3, 2)
+    bench.run(bench.worker())
+    assert ids(store) == [0, 1, 2, 3, 4]
+    assert len(bench.committed()) == 2
+
+
+def test_holes_in_the_offsets_are_passed(bench: SinkBench, store: FakeStore) -> None:
+    bench.log.create(TOPIC)
+    bench.log.hole(TOPIC, width=3)
+    for n in range(6):
+        fill(bench.log, n, 1)
+        bench.log.hole(TOPIC, width=n % 3)
+    worker = bench.worker()
+    bench.run(worker)
+    assert ids(store) == list(range(6))
+    assert worker.stats.read == bench.log.end_offsets()
+    bench.run(bench.worker())
+    assert ids(store) == list(range(6))
+
+
+def test_a_log_whose_first_records_are_gone_is_read_from_where_it_begins_and_the_table_says_so(
+    bench: SinkBench, store: FakeStore
+) -> None:
+    bench.log.create(TOPIC, partitions=2)
+    fill(bench.log, 0, 5, partition=0)
+    bench.log.truncate(TOPIC, 3, partition=0)
+    bench.log.hole(TOPIC, partition=1, width=7)
+    bench.log.truncate(TOPIC, 7, partition=1)
+    bench.run(bench.worker())
+    assert ids(store) == [3, 4]
+    assert bench.committed() == bench.log.end_offsets()
+
+
+def test_offsets_that_are_gone_from_the_log_are_no_quiet_gap(bench: SinkBench, store: FakeStore) -> None:
+    bench.log.create(TOPIC)
+    fill(bench.log, 0, 2)
+    bench.run(bench.worker())
+    fill(bench.log, 2, 6)
+    bench.log.truncate(TOPIC, 5)
+    with pytest.raises(LogTruncated):
+        bench.worker().step()
+    assert ids(store) == [0, 1]
+
+
+# --- bad records ------------------------------------------------------------------------------------------------------
+
+
+def test_a_bad_record_becomes_a_dead_letter_and_its_neighbours_land(bench: SinkBench, store: FakeStore) -> None:
+    bench.log.create(TOPIC)
+    fill(bench.log, 0, 2)
+    bench.log.append(TOPIC, BAD)
+    bench.log.append(TOPIC, None)
+    fill(bench.log, 2, 1)
+    worker = bench.worker()
+    bench.run(worker)
+    assert ids(store) == [0, 1, 2]
+    assert [(letter.offset, letter.value) for letter in bench.dead_letters.letters] == [(2, BAD), (3, None)]
+    assert all(letter.reason for letter in bench.dead_letters.letters)
+    assert worker.stats.dead_letters == 2
+
+
+def test_a_batch_of_bad_records_only_moves_the_offsets_in_a_snapshot_of_its_own(
+    bench: SinkBench, store: FakeStore
+) -> None:
+    bench.log.create(TOPIC)
+    bench.log.append(TOPIC, BAD)
+    bench.run(bench.worker())
+    assert bench.committed() == bench.log.end_offsets()
+    assert len(store.snapshots) == 1
+    bench.run(bench.worker())
+    assert len(bench.dead_letters.letters) == 1
+
+
+def test_nothing_is_committed_past_a_dead_letter_that_was_not_written(bench: SinkBench, store: FakeStore) -> None:
+    bench.log.create(TOPIC)
+    fill(bench.log, 0, 3)
+    bench.log.append(TOPIC, BAD)
+    bench.dead_letters.failures = [BrokerError("no acknowledgement")]
+    worker = bench.worker()
+    worker.step()
+    bench.clock.advance(2)
+    with pytest.raises(BrokerError):
+        worker.step()
+    assert store.snapshots == []
+    assert not store.files
+    bench.run(worker)
+    assert ids(store) == [0, 1, 2]
+    assert len(bench.dead_letters.letters) == 1
+    assert worker.stats.recoveries == 1
+
+
+# --- other writers, lost answers --------------------------------------------------------------------------------------
+
+
+def test_a_commit_by_maintenance_in_between_costs_a_second_try_with_the_same_files(
+    bench: SinkBench, store: FakeStore
+) -> None:
+    bench.log.create(TOPIC)
+    fill(bench.log, 0, 12)
+    store.faults.extend([Fault.CONFLICT, Fault.CONFLICT])
+    worker = bench.worker()
+    bench.run(worker)
+    assert ids(store) == list(range(12))
+    assert worker.stats.conflicts == 2
+    assert worker.stats.rows_read == 12
+    assert len(store.files) == 1
+
+
+def test_maintenance_without_end_is_an_error_and_loses_nothing(bench: SinkBench, store: FakeStore) -> None:
+    bench.log.create(TOPIC)
+    fill(bench.log, 0, 12)
+    store.faults.extend([Fault.CONFLICT] * 5)
+    worker = bench.worker()
+    worker.step(), worker.step()
+    with pytest.raises(CommitConflict, match="maintenance job"):
+        worker.step()
+    assert not store.files
+    bench.run(worker)
+    assert ids(store) == list(range(12))
+
+
+def test_when_another_writer_landed_the_same_offsets_ours_are_dropped(bench: SinkBench, store: FakeStore) -> None:
+    bench.log.create(TOPIC)
+    fill(bench.log, 0, 10)
+    ours, zombie = bench.worker(), bench.worker()
+    ours.step(), zombie.step()
+    bench.run(zombie)
+    fill(bench.log, 10, 5)
+    bench.run(ours)
+    assert ids(store) == list(range(15))
+    assert ours.stats.conflicts == 1
+    assert len(store.files) == len(store.snapshots)
+
+
+@pytest.mark.parametrize("fault", [Fault.LOST_BEFORE, Fault.LOST_AFTER, Fault.LATE])
+def test_a_lost_answer_neither_loses_nor_doubles(bench: SinkBench, store: FakeStore, fault: Fault) -> None:
+    bench.log.create(TOPIC)
+    fill(bench.log, 0, 25)
+    store.faults.append(fault)
+    worker = bench.worker()
+    bench.run(worker)
+    store.deliver_late()
+    assert ids(store) == list(range(25))
+    assert worker.stats.rows_committed == 25
+
+
+def test_a_late_request_that_lands_before_our_second_try_wins_and_keeps_its_files(
+    bench: SinkBench, store: FakeStore
+) -> None:
+    bench.log.create(TOPIC)
+    fill(bench.log, 0, 12)
+    store.faults.append(Fault.LATE)
+    worker = bench.worker()
+    while not store._late:
+        worker.step()
+    store.deliver_late()
+    bench.run(worker)
+    assert ids(store) == list(range(12))
+    assert worker.stats.conflicts == 1
+
+
+def test_a_catalog_that_is_down_for_a_while_costs_a_recovery(bench: SinkBench, store: FakeStore) -> None:
+    bench.log.create(TOPIC)
+    fill(bench.log, 0, 3)
+    store.faults.append(Fault.CATALOG_DOWN)
+    worker = bench.worker()
+    with pytest.raises(CatalogError):
+        worker.step()
+    assert worker.stats.holding, "what is not known to be committed counts as held"
+    bench.run(worker)
+    assert ids(store) == [0, 1, 2]
+
+
+def test_a_broker_that_is_down_for_a_while_loses_nothing_that_is_held(bench: SinkBench, store: FakeStore) -> None:
+    bench.log.create(TOPIC)
+    fill(bench.log, 0, 6)
+    worker = bench.worker()
+    worker.step()
+    bench.log.down = True
+    with pytest.raises(BrokerError):
+        worker.step()
+    assert not worker.flush(), "after an error nothing may be committed on positions that are in doubt"
+    bench.log.down = False
+    bench.run(worker)
+    assert ids(store) == list(range(6))
+
+
+def test_drained_means_committed_or_dead_lettered(bench: SinkBench) -> None:
+    bench.log.create(TOPIC)
+    worker = bench.worker()
+    worker.step()
+    assert worker.stats.drained(bench.log.end_offsets()), "an empty log is drained"
+    fill(bench.log, 0, 1)
+    assert not worker.stats.drained(bench.log.end_offsets())
+    worker.step()
+    assert not worker.stats.drained(bench.log.end_offsets()), "read is not committed"
+    assert worker.flush()
+    assert worker.stats.drained(bench.log.end_offsets())
+
+
+def test_what_fails_behind_a_commit_leaves_the_commit(bench: SinkBench, store: FakeStore) -> None:
+    failures = [CatalogError("expiry failed")]
+
+    def fail_once() -> None:
+        if failures:
+            raise failures.pop()
+
+    bench.after_commit = fail_once
+    bench.log.create(TOPIC)
+    fill(bench.log, 0, 30)
+    worker = bench.worker()
+    with pytest.raises(CatalogError):
+        bench.run(worker)
+    bench.run(worker)
+    assert ids(store) == list(range(30))
+    assert worker.stats.rows_committed == 30
