@@ -95,8 +95,21 @@ def test_the_summary_counts_every_row_once(name: str) -> None:
 
 
 def test_the_second_run_dropped_what_the_first_had_taken() -> None:
-    assert summary("second.json")["duplicates_dropped"] >= TRADES
     assert summary("first.json")["duplicates_dropped"] == 0
+    dropped = summary("second.json")["duplicates_dropped_by_dataset"]
+    assert (dropped["trades"], dropped["quotes"]) == (TRADES, QUOTES)
+
+
+@pytest.mark.parametrize("name", ["first.json", "second.json"])
+def test_flight_sql_answered_with_the_figures_of_the_captures(name: str, oracle: tuple[dict[str, Tape], int]) -> None:
+    answered = {row["symbol"]: row for row in summary(name)["queries"][0]["rows"]}
+    for symbol, tape in oracle[0].items():
+        row, figures = answered.pop(symbol), tape.figures()
+        assert (row["trades"], row["gapless"]) == (figures["trades"], True)
+        assert (row["first_id"], Decimal(row["first_price"])) == figures["first"]
+        assert (row["last_id"], Decimal(row["last_price"])) == figures["last"]
+        assert (Decimal(row["volume"]), Decimal(row["notional"])) == (figures["volume"], figures["notional"])
+    assert not answered
 
 
 def test_the_table_holds_each_trade_of_the_captures_once(
