@@ -1,0 +1,279 @@
+"""`k2 sink`: one worker thread per dataset, the discovery of topics, and the counters of all of it."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterable, Iterator, Sequence
+
+from prometheus_client import CollectorRegistry
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from common.clock import Clock, SystemClock
+from common.codec import Decoder
+from common.datasets import DATASETS, Dataset
+from common.errors import BrokerError, CatalogError, K2Error, LogTruncated
+from common.log import KafkaLog, KafkaLogReader, TopicInfo
+from common.offsets import PartitionOffsets
+from common.registry import open_registry
+from common.settings import KafkaSettings, LakeSettings, SinkSettings
+from common.telemetry import get_logger
+from sink.commit_policy import CommitPolicy
+from sink.consumer import Sources
+from sink.dead_letters import KafkaDeadLetters
+from sink.maintenance import ExpiryPolicy, expire_snapshots
+from sink.table import IcebergTable, WrittenFiles
+from sink.worker import SinkStats, SinkWorker
+
+_log = get_logger("sink")
+
+#: A topic that is made while the sink runs is read from within this time.
+_DISCOVERY_INTERVAL_S = 2.0
+#: Expiry is a commit of its own (20 to 40 ms); every 20th keeps its share of the time below a twentieth.
+_COMMITS_PER_EXPIRY = 20
+_BACKOFF_S_FIRST, _BACKOFF_S_MAX = 0.25, 10.0
+
+Worker = SinkWorker[WrittenFiles]
+
+
+class SinkService:
+    """Takes every topic of the datasets into its table, each record once, until stopped. One instance runs once.
+
+    A broker or catalog that goes away later is waited for; what was read and not committed is then read again.
+    """
+
+    def __init__(
+        self,
+        kafka: KafkaSettings,
+        lake: LakeSettings,
+        settings: SinkSettings,
+        *,
+        datasets: Iterable[Dataset] = tuple(DATASETS.values()),
+        registry: CollectorRegistry | None = None,
+        clock: Clock | None = None,
+    ) -> None:
+        self._kafka = kafka
+        self._lake = lake
+        self._settings = settings
+        self._datasets = tuple(datasets)
+        self._clock = clock or SystemClock()
+        self._finder: _SourceFinder | None = None
+        self._workers: dict[str, Worker] = {}
+        self._threads: list[threading.Thread] = []
+        self._stopping = threading.Event()
+        self._failure: BaseException | None = None
+        if registry is not None:
+            registry.register(_StatsCollector(self))
+
+    def start(self) -> None:
+        """Open the tables (made when missing), find the topics, and return with the workers running.
+
+        Raises BrokerError when Kafka cannot be reached, CatalogError when the catalog cannot, SettingsError.
+        """
+        self._finder = _SourceFinder(KafkaLog(self._kafka), self._datasets)
+        self._finder.look()
+        schemas = open_registry(self._kafka.schema_registry_url)
+        try:
+            for dataset in self._datasets:
+                self._workers[dataset.name] = self._worker(dataset, Decoder(dataset, schemas), self._finder)
+        except K2Error:
+            self._close_workers()
+            raise
+        self._spawn("k2-sink-topics", self._watch_sources)
+        for dataset in self._datasets:
+            self._spawn(f"k2-sink-{dataset.name}", lambda worker=self._workers[dataset.name]: self._run(worker))
+
+    def stop(self, timeout_s: float = 10.0) -> None:
+        """Commit what is held and end. Idempotent; what could not be committed is read again by the next sink."""
+        self._stopping.set()
+        deadline_s = time.monotonic() + timeout_s
+        for thread in self._threads:
+            thread.join(max(0.0, deadline_s - time.monotonic()))
+        late = [thread.name for thread in self._threads if thread.is_alive()]
+        if late:
+            _log.error("the sink did not stop in time", timeout_s=timeout_s, threads=late)
+        self._threads = [thread for thread in self._threads if thread.is_alive()]
+
+    @property
+    def failure(self) -> BaseException | None:
+        """Why the service ended by itself; None while it runs and after `stop`."""
+        return self._failure
+
+    def stats(self) -> dict[str, SinkStats]:
+        """The counters by dataset; each dataset's are of one moment."""
+        return {name: worker.stats for name, worker in self._workers.items()}
+
+    def drained(self, end_offsets: PartitionOffsets) -> bool:
+        """True when every record below `end_offsets` is in a committed snapshot or in a dead-letter topic."""
+        stats = self.stats().values()
+        done = PartitionOffsets()
+        for one in stats:
+            done = done.advanced(one.read).advanced(one.committed)
+        return bool(stats) and not any(one.holding for one in stats) and done.covers(end_offsets)
+
+    def _worker(self, dataset: Dataset, decoder: Decoder, finder: _SourceFinder) -> Worker:
+        table = IcebergTable.open(self._lake, dataset)
+        expiry = ExpiryPolicy(self._settings.snapshots_kept_min)
+        return SinkWorker(
+            dataset=dataset,
+            sources=lambda: finder.sources(dataset),
+            reader=KafkaLogReader(self._kafka, client_id=f"k2-sink-{dataset.name}"),
+            decoder=decoder,
+            table=table,
+            dead_letters=KafkaDeadLetters(self._kafka),
+            policy=CommitPolicy.from_settings(self._settings),
+            clock=self._clock,
+            poll_messages_max=self._settings.poll_messages_max,
+            after_commit=_Upkeep(table, expiry, self._clock).after_commit,
+        )
+
+    def _run(self, worker: Worker) -> None:
+        """A worker's thread: step until told to stop, then commit what is held."""
+        try:
+            self._step_until_stopped(worker)
+            worker.flush()
+        except K2Error as error:
+            self._fail(worker, error)
+        except BaseException as error:  # noqa: BLE001 - a thread's last frame: the owner sees it as `failure`
+            _log.exception("the sink's worker broke", dataset=worker.stats.dataset)
+            self._fail(worker, error)
+        finally:
+            worker.close()
+
+    def _step_until_stopped(self, worker: Worker) -> None:
+        dataset, failures = worker.stats.dataset, 0
+        while not self._stopping.is_set():
+            try:
+                worker.step()
+                if failures:
+                    _log.info("the sink goes on", dataset=dataset, failures=failures)
+                failures = 0
+            except LogTruncated:
+                # The topic may have been made anew a moment ago; if it was not, records are gone that nobody took in.
+                if self._finder is None or not self._finder.look():
+                    raise
+            except K2Error as error:
+                if not error.retryable:
+                    raise
+                wait_s = min(_BACKOFF_S_FIRST * 2**failures, _BACKOFF_S_MAX)
+                failures += 1
+                _log.warning("the sink waits and tries again", dataset=dataset, reason=error.message, wait_s=wait_s)
+                self._stopping.wait(wait_s)
+
+    def _watch_sources(self) -> None:
+        """The discovery's thread. A broker that does not answer is asked again; it is told once."""
+        told = False
+        while self._finder is not None and not self._stopping.wait(_DISCOVERY_INTERVAL_S):
+            try:
+                self._finder.look()
+                told = False
+            except BrokerError as error:
+                if not told:
+                    _log.warning("topics cannot be listed", reason=error.message)
+                told = True
+
+    def _fail(self, worker: Worker, error: BaseException) -> None:
+        if self._stopping.is_set() and isinstance(error, K2Error):
+            _log.error("not all could be committed at the end", dataset=worker.stats.dataset, reason=error.message)
+            return
+        self._failure = self._failure or error
+        _log.error("the sink ends", dataset=worker.stats.dataset, reason=str(error))
+        self._stopping.set()
+
+    def _spawn(self, name: str, target: object) -> None:
+        thread = threading.Thread(target=target, name=name, daemon=True)  # type: ignore[arg-type]
+        self._threads.append(thread)
+        thread.start()
+
+    def _close_workers(self) -> None:
+        for worker in self._workers.values():
+            worker.close()
+        self._workers = {}
+
+
+class _SourceFinder:
+    """What there is to read, as last seen. Thread-safe."""
+
+    def __init__(self, log: KafkaLog, datasets: Sequence[Dataset]) -> None:
+        self._log = log
+        self._datasets = datasets
+        self._lock = threading.Lock()
+        self._sources = {dataset.name: Sources() for dataset in datasets}
+
+    def sources(self, dataset: Dataset) -> Sources:
+        """The dataset's sources: the same object until they change. Never blocks."""
+        return self._sources[dataset.name]
+
+    def look(self) -> bool:
+        """Ask the broker; True when anything changed. Raises BrokerError."""
+        with self._lock:
+            cluster_id = self._log.cluster_id()
+            topics = self._log.topics(r"^market\.")
+            changed = False
+            for dataset in self._datasets:
+                ours = {name: info for name, info in topics.items() if dataset.matches(name)}
+                known = self._sources[dataset.name]
+                if (known.cluster_id, known.topics) != (cluster_id, ours):
+                    self._sources[dataset.name] = Sources(cluster_id, ours, self._starts(ours))
+                    changed = True
+            return changed
+
+    def _starts(self, topics: dict[str, TopicInfo]) -> PartitionOffsets:
+        return self._log.start_offsets(topics.values()) if topics else PartitionOffsets()
+
+
+class _Upkeep:
+    """Expires old snapshots of a table now and then."""
+
+    def __init__(self, table: IcebergTable, policy: ExpiryPolicy, clock: Clock) -> None:
+        self._table = table
+        self._policy = policy
+        self._clock = clock
+        self._commits = 0
+
+    def after_commit(self) -> None:
+        self._commits += 1
+        if self._commits % _COMMITS_PER_EXPIRY:
+            return
+        try:
+            expired = expire_snapshots(self._table, self._policy, self._clock.now_us())
+        except CatalogError as error:  # the next round will do; the rows are committed all the same
+            _log.warning("old snapshots stay for now", table=self._table.name, reason=error.message)
+            return
+        if expired:
+            _log.debug("old snapshots expired", table=self._table.name, snapshots=expired)
+
+
+class _StatsCollector(Collector):
+    """The counters for Prometheus, read when they are asked for."""
+
+    def __init__(self, service: SinkService) -> None:
+        self._service = service
+
+    def collect(self) -> Iterator[Metric]:
+        stats = self._service.stats().values()
+        counters = (
+            ("rows_read", "Rows decoded, those read again after a recovery included.", "rows_read"),
+            ("rows_committed", "Rows in committed snapshots.", "rows_committed"),
+            ("read_bytes", "Bytes of Avro read.", "bytes_read"),
+            ("commits", "Snapshots committed.", "commits"),
+            ("dead_letters", "Messages sent to the dead letters.", "dead_letters"),
+            ("conflicts", "Commits that found another writer's first.", "conflicts"),
+            ("recoveries", "Times a worker started over from its table.", "recoveries"),
+            ("poll_seconds", "Time spent waiting for and fetching messages.", "poll_s"),
+            ("decode_seconds", "Time spent decoding.", "decode_s"),
+            ("write_seconds", "Time spent sorting and writing data files.", "write_s"),
+            ("commit_seconds", "Time spent committing to the catalog.", "commit_s"),
+        )
+        for name, what, attribute in counters:
+            counter = CounterMetricFamily(f"k2_sink_{name}", what, labels=["dataset"])
+            for one in stats:
+                counter.add_metric([one.dataset], getattr(one, attribute))
+            yield counter
+        held = GaugeMetricFamily("k2_sink_held_rows", "Rows read and not committed yet.", labels=["dataset"])
+        for one in stats:
+            held.add_metric([one.dataset], one.rows_held)
+        yield held
+        running = not self._service.failure
+        yield GaugeMetricFamily("k2_sink_running", "0 when the sink ended by itself.", value=int(running))
