@@ -162,3 +162,15 @@ def test_a_name_that_must_not_be_there_is_found() -> None:
 def test_no_lock_file_is_committed() -> None:
     assert "uv.lock" in (ROOT / ".gitignore").read_text().splitlines()
     assert not [path for path, _ in committed_texts() if path.endswith((".lock", "pylock.toml"))]
+
+
+def test_generated_code_is_current(tmp_path: Path) -> None:
+    """`just proto` would change nothing."""
+    protos = sorted(str(path.relative_to(ROOT)) for path in (ROOT / "flight_server").rglob("*.proto"))
+    out = (f"--python_out={tmp_path}", f"--pyi_out={tmp_path}")
+    command = [sys.executable, "-m", "grpc_tools.protoc", "-I", ".", *out, *protos]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    generated = {str(path.relative_to(tmp_path)): path.read_text() for path in tmp_path.rglob("*_pb2.py*")}
+    assert len(generated) == 2 * len(protos)
+    assert {name: (ROOT / name).read_text() for name in generated} == generated
