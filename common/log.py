@@ -199,7 +199,10 @@ class KafkaLogReader:
             "isolation.level": "read_committed",
             "fetch.wait.max.ms": settings.fetch_wait_ms_max,
             "fetch.error.backoff.ms": 100,
-            "queued.min.messages": 50_000,
+            "queued.min.messages": 200_000,
+            # By default librdkafka pauses a full second whenever its queue was full: 61k rows/s, 101k with 10 ms.
+            "fetch.queue.backoff.ms": 10,
+            "fetch.message.max.bytes": 4 * 1024 * 1024,
             "queued.max.messages.kbytes": 65_536,
         }
         with _translated(f"start a consumer for {self._servers}"):

@@ -46,7 +46,7 @@ def configure_logging(settings: TelemetrySettings, *, service: str) -> None:
 
 def get_logger(room: str) -> Any:
     """A logger that names its room in each line."""
-    return structlog.get_logger().bind(room=room)
+    return structlog.get_logger(room=room)
 
 
 def new_correlation_id() -> str:
