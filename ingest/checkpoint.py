@@ -11,7 +11,7 @@ import contextlib
 import fcntl
 import json
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -24,7 +24,7 @@ from common.codec import Decoder
 from common.datasets import INSTRUMENTS, QUOTES, TRADES, Dataset, dataset_of_topic
 from common.errors import BrokerError, K2Error, LogTruncated, SettingsError
 from common.log import ConsumerBatch, KafkaLog, KafkaLogReader, LogReader, TopicInfo
-from common.offsets import KafkaPartition, PartitionOffsets
+from common.offsets import PartitionOffsets
 from common.registry import SchemaRegistry
 from common.settings import KafkaSettings
 from common.telemetry import get_logger
@@ -33,8 +33,6 @@ from ingest.ledger import Ledger, Take
 _FORM: Final = 1
 _CHECKPOINT_FILE: Final = "ledger.json"
 _LOCK_FILE: Final = "ingest.lock"
-#: librdkafka's logical offset for "the oldest record there is", which need not be 0 after retention.
-_OLDEST: Final = -2
 _MESSAGES_PER_POLL: Final = 5_000
 #: The log is taken to be out of reach when a catch-up saw nothing new, and no end, for so many request timeouts.
 _SILENT_TIMEOUTS: Final = 3
@@ -185,42 +183,25 @@ class CatchUp:
     def run(self, log: KafkaLog, checkpoint: Checkpoint | None) -> Checkpoint:
         """The ledger as of the log's end: `checkpoint` where it is this log's, and every record behind it.
 
-        A checkpoint of another cluster, or of topics that were made anew since, counts for nothing: its records are
-        not in this log. So does one that covers more than the log holds. Where retention has removed records behind
-        the checkpoint, the ledger is kept and reading goes on with the oldest record.
+        A checkpoint of another cluster, or of topics that were made anew since, counts for nothing: its records are not
+        in this log. So does one that covers more than the log holds. Where retention has removed records behind the
+        checkpoint, the ledger is kept and reading goes on with the oldest record.
         """
-        cluster_id = log.cluster_id()
-        partitions = [
-            KafkaPartition(cluster_id, info.topic_id, number)
-            for info in self._topics.values()
-            for number in range(info.partitions)
-        ]
-        if checkpoint is not None and not self._is_of(checkpoint, partitions):
-            self._log.warning("the checkpoint is of another log and is not used", cluster_id=cluster_id)
+        oldest = log.start_offsets(self._topics.values())
+        if checkpoint is not None and not set(checkpoint.covered) <= set(oldest):
+            self._log.warning("the checkpoint is of another log and is not used")
             checkpoint = None
-        try:
-            return self._read(partitions, checkpoint)
-        except LogTruncated as error:
-            ends = log.end_offsets(self._topics.values())
-            if checkpoint is not None and not ends.covers(checkpoint.covered):
-                self._log.warning(
-                    "the log lost records that the checkpoint covers; the ledger is made anew", reason=str(error)
-                )
-                return self._read(partitions, None)
-            self._log.warning("retention removed records behind the checkpoint", reason=str(error))
-            kept = checkpoint.ledger if checkpoint is not None else Ledger()
-            return self._read(partitions, Checkpoint(PartitionOffsets(), kept))
+        if checkpoint is not None:
+            try:
+                return self._read(oldest.advanced(checkpoint.covered), checkpoint.ledger)
+            except LogTruncated as error:
+                self._log.warning("the log lost records that the checkpoint covers; it is not used", reason=str(error))
+        return self._read(oldest, Ledger())
 
-    @staticmethod
-    def _is_of(checkpoint: Checkpoint, partitions: Iterable[KafkaPartition]) -> bool:
-        return set(checkpoint.covered) <= set(partitions)
-
-    def _read(self, partitions: Iterable[KafkaPartition], checkpoint: Checkpoint | None) -> Checkpoint:
-        ledger = checkpoint.ledger.copy() if checkpoint is not None else Ledger()
-        covered = checkpoint.covered if checkpoint is not None else PartitionOffsets()
-        starts: Mapping[KafkaPartition, int] = {p: covered.next_offset(p) or _OLDEST for p in partitions}
-        reader = KafkaLogReader(self._kafka, client_id="k2-ingest-catch-up")
-        with contextlib.closing(reader):
+    def _read(self, starts: PartitionOffsets, known: Ledger) -> Checkpoint:
+        """The log from `starts` on, on top of what is known."""
+        ledger = known.copy()
+        with contextlib.closing(KafkaLogReader(self._kafka, client_id="k2-ingest-catch-up")) as reader:
             reader.assign(starts, {info.topic_id: info.topic for info in self._topics.values()})
             self._read_to_end(reader, ledger)
             return Checkpoint(reader.positions(), ledger)

@@ -1,0 +1,249 @@
+"""The feed against the simulator: losing, rotating and giving up connections."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Awaitable, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from common.clock import ManualClock
+from common.errors import FeedClosed
+from common.settings import IngestSettings
+from ingest.feed import Feed
+from ingest.market import Market
+from ingest.simulator import Simulator
+from tests.contract.ingest.ingest_support import PATIENCE_S, made_up, quick
+
+Start = Callable[..., Any]
+STREAMS = "/stream?streams=btcusdt@trade"
+
+
+class WatchedClock(ManualClock):
+    """A clock that counts how often it was asked."""
+
+    looks = 0
+
+    def monotonic_s(self) -> float:
+        self.looks += 1
+        return super().monotonic_s()
+
+
+class Harness:
+    """A running feed, what it handed on, and what it waited for."""
+
+    def __init__(self, url: str, settings: IngestSettings) -> None:
+        self.clock = WatchedClock()
+        self.waits: list[float] = []
+        self.ids: list[int] = []
+        self.correlation_ids: list[str] = []
+        self.hold = asyncio.Event()
+        self.hold.set()
+        self.feed = Feed(url + STREAMS, self.handle, settings, clock=self.clock, sleep=self.sleep, tick_s=0.005)
+
+    async def handle(self, frame: bytes, receive_time_us: int, correlation_id: str) -> None:
+        await self.hold.wait()
+        assert receive_time_us == self.clock.now_us()
+        message = json.loads(frame)
+        if message["stream"] == "!serverShutdown":
+            self.feed.rotate()
+            return
+        self.ids.append(message["data"]["t"])
+        if correlation_id not in self.correlation_ids:
+            self.correlation_ids.append(correlation_id)
+
+    async def sleep(self, seconds: float) -> None:
+        self.waits.append(seconds)
+        await asyncio.sleep(0)
+
+    async def until(self, condition: Callable[[], bool]) -> None:
+        async with asyncio.timeout(PATIENCE_S):
+            while not condition():  # noqa: ASYNC110  (what it waits for happens on other threads)
+                await asyncio.sleep(0.002)
+
+
+@asynccontextmanager
+async def running(url: str, **settings: Any) -> Any:
+    one = Harness(url, quick(backoff_s_first=5, backoff_s_max=60, **settings))
+    await one.feed.open()
+    task = asyncio.create_task(one.feed.run())
+    try:
+        yield one
+        assert not task.done()
+    finally:
+        task.cancel()
+        await asyncio.wait({task})
+
+
+def run(test: Callable[[], Awaitable[None]]) -> None:
+    asyncio.run(test())  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def market() -> Any:
+    source = Simulator.random_market(Market(["BTCUSDT"], seed=1), trades_per_s=5_000)
+    source.start()
+    yield source
+    source.stop()
+    assert source.failure is None
+
+
+def test_a_lost_connection_is_made_again_with_a_new_correlation_id(tmp_path: Path, simulator: Start) -> None:
+    source = simulator([made_up(tmp_path / "c", trades=5).path])
+
+    async def test() -> None:
+        async with running(source.url) as one:
+            await one.until(lambda: one.ids == [1, 2, 3, 4, 5])
+            source.drop_connections()
+            await one.until(lambda: one.ids == [1, 2, 3, 4, 5] * 2)
+            assert one.feed.reconnects == 1
+            assert len(one.correlation_ids) == 2
+            assert len(one.waits) == 1
+            assert 2.5 <= one.waits[0] <= 5
+
+    run(test)
+
+
+def test_waits_double_while_the_exchange_is_away_and_begin_anew_after_a_frame(tmp_path: Path) -> None:
+    capture = made_up(tmp_path / "c", trades=2)
+    source = Simulator.replay([capture.path])
+    source.start()
+    port = int(source.url.rpartition(":")[2])
+
+    async def test() -> None:
+        async with running(source.url) as one:
+            await one.until(lambda: len(one.ids) == 2)
+            await asyncio.to_thread(source.stop)
+            await one.until(lambda: len(one.waits) >= 6)
+            again = Simulator.replay([capture.path], port=port)
+            await asyncio.to_thread(again.start)
+            try:
+                await one.until(lambda: len(one.ids) == 4)
+                before = len(one.waits)
+                again.drop_connections()
+                await one.until(lambda: len(one.ids) == 6)
+                waits = one.waits
+                for attempt, full in enumerate((5, 10, 20, 40, 60, 60)):
+                    assert full / 2 <= waits[attempt] <= full
+                assert 2.5 <= waits[before] <= 5
+            finally:
+                await asyncio.to_thread(again.stop)
+
+    run(test)
+
+
+def test_a_silent_connection_is_given_up_when_it_is_stale(tmp_path: Path, simulator: Start) -> None:
+    source = simulator([made_up(tmp_path / "c", trades=2).path])
+
+    async def test() -> None:
+        async with running(source.url, stale_after_s=120) as one:
+            await one.until(lambda: len(one.ids) == 2)
+            one.clock.advance(120)
+            await one.until(lambda: len(one.ids) == 4)
+            assert one.feed.reconnects == 1
+
+    run(test)
+
+
+def test_a_connection_that_waits_for_us_is_not_stale(tmp_path: Path, simulator: Start) -> None:
+    source = simulator([made_up(tmp_path / "c", trades=2).path])
+
+    async def test() -> None:
+        async with running(source.url, stale_after_s=120) as one:
+            one.hold.clear()
+            await one.until(source.finished.is_set)
+            one.clock.advance(1_000)
+            looks = one.clock.looks
+            await one.until(lambda: one.clock.looks > looks + 2)
+            assert one.feed.reconnects == 0
+            assert one.ids == []
+            one.clock.advance(-1_000)
+            one.hold.set()
+            await one.until(lambda: one.ids == [1, 2])
+
+    run(test)
+
+
+def test_rotation_misses_nothing_because_old_and_new_overlap(market: Simulator) -> None:
+    async def test() -> None:
+        async with running(market.url, rotate_after_s=1_000, stale_after_s=3_600) as one:
+            for rotation in range(1, 4):
+                await one.until(lambda rotation=rotation: len(one.ids) > 300 * rotation)
+                one.clock.advance(1_000)
+                await one.until(lambda rotation=rotation: one.feed.rotations == rotation)
+            seen = len(one.ids)
+            await one.until(lambda: len(one.ids) > seen + 300)
+            await one.until(lambda: market.stats().clients == 1)
+            assert set(one.ids) == set(range(1, max(one.ids) + 1))
+            assert one.feed.reconnects == 0
+            assert len(one.correlation_ids) == 4
+
+    run(test)
+
+
+def test_an_announced_shutdown_moves_to_a_new_connection_without_a_gap(market: Simulator) -> None:
+    async def test() -> None:
+        async with running(market.url) as one:
+            await one.until(lambda: len(one.ids) > 100)
+            market.announce_shutdown()
+            await one.until(lambda: one.feed.rotations == 1 and market.stats().clients == 1)
+            assert set(one.ids) == set(range(1, max(one.ids) + 1))
+
+    run(test)
+
+
+def test_a_rotation_that_fails_keeps_the_old_connection(tmp_path: Path) -> None:
+    source = Simulator.random_market(Market(["BTCUSDT"], seed=1), trades_per_s=1_000)
+    source.start()
+
+    async def test() -> None:
+        async with running(source.url) as one:
+            await one.until(lambda: len(one.ids) > 10)
+            one.feed._url = "ws://127.0.0.1:1" + STREAMS
+            one.feed.rotate()
+            seen = len(one.ids)
+            await one.until(lambda: len(one.ids) > seen + 500)
+            assert (one.feed.rotations, one.feed.reconnects) == (0, 0)
+            assert one.feed.connected
+
+    try:
+        run(test)
+    finally:
+        source.stop()
+
+
+def test_what_the_handler_raises_ends_the_feed(tmp_path: Path, simulator: Start) -> None:
+    source = simulator([made_up(tmp_path / "c", trades=2).path])
+
+    async def handle(frame: bytes, receive_time_us: int, correlation_id: str) -> None:
+        raise ZeroDivisionError
+
+    async def test() -> None:
+        feed = Feed(source.url + STREAMS, handle, quick())
+        await feed.open()
+        with pytest.raises(ZeroDivisionError):
+            await feed.run()
+        assert not feed.connected
+
+    run(test)
+
+
+def test_the_first_connection_has_to_succeed(tmp_path: Path, simulator: Start) -> None:
+    source = simulator([made_up(tmp_path / "c", trades=2).path])
+
+    async def handle(frame: bytes, receive_time_us: int, correlation_id: str) -> None:
+        raise AssertionError
+
+    async def test() -> None:
+        with pytest.raises(FeedClosed, match=r"127\.0\.0\.1:1 cannot be reached"):
+            await Feed("ws://127.0.0.1:1/stream", handle, quick()).open()
+        with pytest.raises(FeedClosed, match=r"refused the connection \(HTTP 400: .*invalid stream btcusdt@nothing"):
+            await Feed(source.url + "/stream?streams=btcusdt@nothing", handle, quick()).open()
+        with pytest.raises(FeedClosed, match=r"refused the connection \(HTTP 404"):
+            await Feed(source.url + "/elsewhere", handle, quick()).open()
+
+    run(test)
