@@ -22,7 +22,7 @@ import pyarrow as pa
 from common.clock import Clock
 from common.codec import Decoder
 from common.datasets import INSTRUMENTS, QUOTES, TRADES, Dataset, dataset_of_topic
-from common.errors import BrokerError, K2Error, LogTruncated, SettingsError
+from common.errors import BrokerError, K2Error, SettingsError
 from common.log import ConsumerBatch, KafkaLog, KafkaLogReader, LogReader, TopicInfo
 from common.offsets import PartitionOffsets
 from common.registry import SchemaRegistry
@@ -191,12 +191,12 @@ class CatchUp:
         if checkpoint is not None and not set(checkpoint.covered) <= set(oldest):
             self._log.warning("the checkpoint is of another log and is not used")
             checkpoint = None
-        if checkpoint is not None:
-            try:
-                return self._read(oldest.advanced(checkpoint.covered), checkpoint.ledger)
-            except LogTruncated as error:
-                self._log.warning("the log lost records that the checkpoint covers; it is not used", reason=str(error))
-        return self._read(oldest, Ledger())
+        if checkpoint is not None and not log.end_offsets(self._topics.values()).covers(checkpoint.covered):
+            self._log.warning("the log lost records that the checkpoint covers; it is not used")
+            checkpoint = None
+        if checkpoint is None:
+            return self._read(oldest, Ledger())
+        return self._read(oldest.advanced(checkpoint.covered), checkpoint.ledger)
 
     def _read(self, starts: PartitionOffsets, known: Ledger) -> Checkpoint:
         """The log from `starts` on, on top of what is known."""

@@ -119,9 +119,10 @@ class Feed:
         return self._current is not None and not self._current.ended
 
     def rotate(self) -> None:
-        """Move to a new connection soon: the venue has announced that this one ends."""
-        self._rotate_asked = True
-        self._wake.set()
+        """Move to a new connection soon: the venue has announced that this one ends. Nothing while a move is on."""
+        if not self._retiring:
+            self._rotate_asked = True
+            self._wake.set()
 
     async def open(self) -> None:
         """Make the first connection. Raises FeedClosed."""

@@ -90,9 +90,12 @@ class EventProducer:
     ) -> bool:
         """Queue a frame that cannot be used, byte for byte, with the reason; False when the queue is full."""
         topic = dead_letter_topic(self._topics[dataset.name].topic)
-        reason_bytes = reason[:_REASON_CHARS_MAX].encode(errors="backslashreplace")
+        about = [
+            ("k2-reason", reason[:_REASON_CHARS_MAX].encode(errors="backslashreplace")),
+            ("k2-topic", self._topics[dataset.name].topic.encode()),
+        ]
         try:
-            self._produce(topic, frame, on_delivery=self._counter(topic), headers=[*headers, ("reason", reason_bytes)])
+            self._produce(topic, frame, on_delivery=self._counter(topic), headers=[*headers, *about])
         except BufferError:
             return False
         except KafkaException as error:

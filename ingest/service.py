@@ -255,9 +255,13 @@ class IngestService:
         """Take in delivery reports also when no frames come, and keep checkpoints. Ends by BrokerError only."""
         assert self._producer is not None
         last_s = self._clock.monotonic_s()
+        gaps = self._ledger.gap_count
         while True:
             await asyncio.sleep(_POLL_S)
             self._producer.poll()
+            if (now_gaps := self._ledger.gap_count) > gaps:
+                self._log.warning("trade ids are missing", gaps=now_gaps)
+            gaps = now_gaps
             if self._state is not None and self._clock.monotonic_s() - last_s >= self._settings.checkpoint_interval_s:
                 last_s = self._clock.monotonic_s()
                 await self._checkpoint(_CHECKPOINT_FLUSH_S)
@@ -351,8 +355,8 @@ class IngestService:
         self._log.warning("a frame goes to the dead letters", reason=error.message)
         headers = [
             *self._headers,
-            ("exchange", self._session.exchange.encode()),
-            ("receive_time_us", str(receive_time_us).encode()),
+            ("k2-exchange", self._session.exchange.encode()),
+            ("k2-receive-time-us", str(receive_time_us).encode()),
         ]
         while not self._producer.send_dead_letter(dataset_of_frame(frame), frame, error.message, headers):
             await self._room()

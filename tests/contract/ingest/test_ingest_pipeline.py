@@ -20,9 +20,11 @@ from prometheus_client import CollectorRegistry, generate_latest
 from common.codec import Encoder
 from common.datasets import INSTRUMENTS, QUOTES, TRADES
 from common.errors import BrokerError, FeedClosed, SettingsError
+from common.offsets import PartitionOffsets
 from common.registry import EmbeddedRegistry
 from common.settings import KafkaSettings
 from common.telemetry import CORRELATION_KEY
+from ingest.checkpoint import Checkpoint, StateDirectory
 from ingest.ledger import Ledger
 from ingest.normaliser import Normaliser
 from ingest.service import IngestService
@@ -244,6 +246,27 @@ def test_a_checkpoint_of_another_cluster_is_not_used(tmp_path: Path, simulator: 
             os.kill(broker.pid, signal.SIGKILL)
 
 
+def test_a_checkpoint_that_covers_more_than_the_log_holds_is_not_used(
+    tmp_path: Path, kafka: KafkaSettings, simulator: Start, ingest: Start
+) -> None:
+    """As when a cluster came back from an older backup: what the log does not hold must be taken again."""
+    capture = made_up(tmp_path / "c", trades=20)
+    source = simulator([capture.path])
+    first = ingest(source.url, symbols=["ETHBTC"], state_dir=tmp_path / "state")
+    handled(first, 40)
+    first.stop()
+    with StateDirectory(tmp_path / "state") as state:
+        kept = state.load()
+        assert kept is not None
+        kept.ledger.take_trades("binance", "BTCUSDT", [(1, 20)])
+        ahead = PartitionOffsets({partition: offset + 50 for partition, offset in kept.covered.items()})
+        state.save(Checkpoint(ahead, kept.ledger).to_text())
+    second = ingest(source.url, state_dir=tmp_path / "state")
+    assert second.stats().log_messages_read == 41
+    handled(second, capture.frames)
+    assert ids(kafka, TRADES) == capture.trades
+
+
 def test_records_of_another_writer_are_seen_at_the_next_start(
     tmp_path: Path, kafka: KafkaSettings, simulator: Start, ingest: Start
 ) -> None:
@@ -282,9 +305,10 @@ def test_a_frame_that_cannot_be_used_is_kept_with_its_reason_and_its_neighbours_
         (letter,) = raw_messages(kafka, dead_letters_of(dataset), 1)
         headers = dict(letter.headers())
         assert letter.value() == raw.strip().partition(b" ")[2]
-        assert field in headers["reason"].decode()
-        assert headers["exchange"] == b"binance"
-        assert headers["receive_time_us"].isdigit()
+        assert field in headers["k2-reason"].decode()
+        assert headers["k2-topic"].decode() == topic_of(dataset)
+        assert headers["k2-exchange"] == b"binance"
+        assert headers["k2-receive-time-us"].isdigit()
         assert len(headers[CORRELATION_KEY]) == 16
 
 
