@@ -42,14 +42,16 @@ class TableInfo:
 
 @dataclass(frozen=True)
 class LakeStats:
-    """Counters at one moment. Latencies are from the socket to visible, over rows published lately, in ms."""
+    """Counters at one moment. Freshness is (p50, p99) in ms over rows published lately, None without any: from the
+    socket that read the record, or from the exchange's event, to its being visible to every new query.
+    """
 
     ready: bool
     tail_rows: dict[str, int]
     records_refused: dict[str, int]
     snapshot_ids: dict[str, int | None]
-    freshness_ms_p50: float | None
-    freshness_ms_p99: float | None
+    freshness_ms: tuple[float, float] | None
+    event_freshness_ms: tuple[float, float] | None
     rows_published: int
 
 
@@ -155,15 +157,13 @@ class Lake:
         publisher = self._publisher
         if publisher is None:
             return LakeStats(False, {}, {}, {}, None, None, 0)
-        latencies_ms = publisher.latencies_us() / 1000
-        p50, p99 = np.percentile(latencies_ms, [50, 99]) if len(latencies_ms) else (None, None)
         return LakeStats(
             ready=publisher.gap is None,
             tail_rows=publisher.tail_rows(),
             records_refused=publisher.records_refused(),
             snapshot_ids={name: snapshot.snapshot_id for name, snapshot in publisher.snapshots().items()},
-            freshness_ms_p50=None if p50 is None else float(p50),
-            freshness_ms_p99=None if p99 is None else float(p99),
+            freshness_ms=_p50_p99_ms(publisher.latencies_us("receive_time")),
+            event_freshness_ms=_p50_p99_ms(publisher.latencies_us("event_time")),
             rows_published=self._rows_published,
         )
 
@@ -197,8 +197,7 @@ class Lake:
                 continue
             self._rows_published += published
             if published:
-                latencies = publisher.latencies_us()
-                self._freshness.observe(float(latencies[-published:].max()) / 1e6 if len(latencies) else 0.0)
+                self._freshness.observe(publisher.slowest_us / 1e6)
                 for name, rows in publisher.tail_rows().items():
                     self._tail_rows.labels(name).set(rows)
             if publisher.gap is None:
@@ -224,3 +223,10 @@ class Lake:
         for dataset in self._datasets:
             found |= log.topics(dataset.topic_pattern)
         return list(found.values())
+
+
+def _p50_p99_ms(latencies_us: Any) -> tuple[float, float] | None:
+    if not len(latencies_us):
+        return None
+    p50, p99 = np.percentile(latencies_us, [50, 99])
+    return float(p50) / 1000, float(p99) / 1000

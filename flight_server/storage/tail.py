@@ -22,7 +22,7 @@ from common.codec import Decoder
 from common.datasets import Dataset
 from common.errors import K2Error, SnapshotExpired, TailGap, Unavailable
 from common.log import LogReader, TopicInfo
-from common.offsets import KafkaPartition, PartitionOffsets
+from common.offsets import KafkaPartition, PartitionOffsets, topic_short
 from common.registry import SchemaRegistry
 from common.schemas.arrow import table_schema
 from common.settings import FlightSettings
@@ -43,7 +43,9 @@ from flight_server.storage.read_view import (
 #: How many of the latest publications' snapshots are remembered for `cut`: at two a second more than an hour, far
 #: beyond the longest statement.
 _GENERATIONS_KEPT = 10_000
-#: Latencies kept for the percentiles shown by `stats`.
+#: The columns that latencies are measured from.
+_TIMES = ("receive_time", "event_time")
+#: Publications kept for the percentiles shown by `stats`.
 _LATENCIES_KEPT = 200
 
 
@@ -91,7 +93,9 @@ class Publisher:
             "the server is starting: the tail has not reached the end of the log yet"
         )
         self._must_reset = False
-        self._latencies_us: deque[Any] = deque(maxlen=_LATENCIES_KEPT)
+        self._latencies_us: dict[str, deque[Any]] = {name: deque(maxlen=_LATENCIES_KEPT) for name in _TIMES}
+        #: The latency of the slowest row of the latest publication, from its receive_time.
+        self.slowest_us = 0
         for dataset in datasets:
             columns = database.column_types(table_schema(dataset.schema_name))
             self._tables[dataset.name] = _Table(dataset, Decoder(dataset, registry), columns, Snapshot(), Tail())
@@ -135,9 +139,9 @@ class Publisher:
         """The snapshot each table is published with."""
         return {name: table.snapshot for name, table in list(self._tables.items())}
 
-    def latencies_us(self) -> Any:
-        """For rows published lately: from reading it off the socket to being visible to every new query."""
-        recent = list(self._latencies_us)
+    def latencies_us(self, since: str) -> Any:
+        """For rows published lately: from `receive_time` or `event_time` to being visible to every new query."""
+        recent = list(self._latencies_us[since])
         return np.concatenate(recent) if recent else np.empty(0, np.int64)
 
     # -- the publisher thread's steps
@@ -241,23 +245,22 @@ class Publisher:
     # -- inside
 
     def _gather(self, timeout_s: float) -> dict[str, list[pa.RecordBatch]]:
+        """Decoded batches by dataset, until nothing more came in time or `tail_publish_ms` are over."""
         gathered: dict[str, list[pa.RecordBatch]] = {}
         until: float | None = None
-        while True:
-            for batch in self._reader.poll(10_000, timeout_s):
+        while batches := self._reader.poll(10_000, timeout_s):
+            for batch in batches:
                 partition = KafkaPartition(batch.cluster_id, batch.topic_id, batch.partitions[0])
                 table = self._tables[self._owner[partition]]
                 decoded = table.decoder.decode(batch)
                 table.records_refused += len(decoded.errors)
                 gathered.setdefault(table.dataset.name, []).append(decoded.record_batch)
-            if not gathered:
-                return gathered
             now = self._clock.monotonic_s()
-            if until is None:
-                until = now + self._settings.tail_publish_ms / 1000
+            until = now + self._settings.tail_publish_ms / 1000 if until is None else until
             timeout_s = until - now
             if timeout_s <= 0:
-                return gathered
+                break
+        return gathered
 
     def _append(self, gathered: Mapping[str, Sequence[pa.RecordBatch]]) -> int:
         positions = self._reader.positions()
@@ -278,11 +281,20 @@ class Publisher:
             self._database.set_positions(self._generation, changed, [])
         for name, tail in tails.items():
             self._tables[name].tail = tail
-        now_us = self._clock.now_us()
-        for rows in rows_of.values():
-            if "receive_time" in rows.column_names:
-                self._latencies_us.append(now_us - rows.column("receive_time").cast(pa.int64()).to_numpy())
+        self._note_latencies(rows_of.values())
         return sum(rows.num_rows for rows in rows_of.values())
+
+    def _note_latencies(self, published: Iterable[pa.Table]) -> None:
+        now_us = self._clock.now_us()
+        self.slowest_us = 0
+        for rows in published:
+            for name in _TIMES:
+                if name in rows.column_names:
+                    times = rows.column(name).drop_null().cast(pa.int64()).to_numpy()
+                    if len(times):
+                        self._latencies_us[name].append(now_us - times)
+                        if name == "receive_time":
+                            self.slowest_us = max(self.slowest_us, now_us - int(times.min()))
 
     def _moved(self, table: _Table, positions: PartitionOffsets) -> dict[KafkaPartition, int]:
         return {
@@ -300,7 +312,10 @@ class Publisher:
         for partition, position in table.tail.position.items():
             committed = table.snapshot.offsets.next_offset(partition)
             if position < committed:
-                here = pc.equal(joined.column("_kafka_partition"), partition.partition)
+                here = pc.and_(
+                    pc.equal(joined.column("_kafka_topic"), topic_short(partition.topic_id)),
+                    pc.equal(joined.column("_kafka_partition"), partition.partition),
+                )
                 below = pc.less(joined.column("_kafka_offset"), committed)
                 joined = joined.filter(pc.invert(pc.and_(here, below)))
         return joined if joined.num_rows else None
@@ -341,11 +356,11 @@ class Publisher:
                     {p: max(start, snapshot.offsets.next_offset(p)) for p, start in table.tail.base.items()}
                 )
                 tails[name] = replace(table.tail, base=base, segments=segments)
-            positions = (
-                [(self._numbers[p], n) for t in self._tables.values() for p, n in t.tail.position.items()]
+            positions = [
+                (number, self._tables[self._owner[p]].tail.position.get(p, snapshots[self._owner[p]].offsets.next_offset(p)))
+                for p, number in self._numbers.items()
                 if all_positions
-                else []
-            )
+            ]
             self._database.set_positions(generation, positions, [])
         self._generation = generation
         self._generations.pop(generation - _GENERATIONS_KEPT, None)
