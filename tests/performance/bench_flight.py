@@ -1,0 +1,153 @@
+"""Flight SQL through ADBC beside in-process DuckDB on the same files: SELECT 1, a point query, a bulk scan."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import adbc_driver_flightsql.dbapi as flight_sql
+import duckdb
+import numpy as np
+import psutil
+import pyarrow as pa
+
+from common.datasets import TRADES
+from common.offsets import KafkaPartition, PartitionOffsets
+from common.settings import LakeSettings
+from sink.table import IcebergTable
+from tests.performance.figures import Figure, times_ms
+from tests.performance.market_data import rows
+
+_ROWS, _CHUNK, _SYMBOLS, _DAYS = 10_000_000, 1_000_000, 100, 10
+_BULK = "SELECT symbol, event_time, price, quantity FROM {table}"
+_POINT = (
+    "SELECT count(*), sum(quantity), max(price) FROM {table} WHERE symbol = 'S042USDT' "
+    "AND event_time >= TIMESTAMPTZ '2024-08-12 10:00:00+00' AND event_time < TIMESTAMPTZ '2024-08-12 10:30:00+00'"
+)
+
+
+def run(scale: float) -> list[Figure]:
+    count = int(_ROWS * scale)
+    with tempfile.TemporaryDirectory(prefix="k2-bench-") as folder:
+        files = _fill(Path(folder), count)
+        with _Server(Path(folder)) as server:
+            return _measure(server, files, count)
+
+
+def _measure(server: _Server, files: list[str], count: int) -> list[Figure]:
+    local = duckdb.connect()
+    local.execute("SET TimeZone = 'UTC'; SET preserve_insertion_order = false; SET parquet_metadata_cache = true")
+    parquet = f"read_parquet({files!r})"
+    with flight_sql.connect(server.uri, autocommit=True) as connection, connection.cursor() as cursor:
+
+        def remote(sql: str) -> pa.Table:
+            cursor.execute(sql)
+            return cursor.fetch_arrow_table()
+
+        def in_process(sql: str) -> pa.Table:
+            return local.execute(sql).to_arrow_table()
+
+        one, one_local = times_ms(lambda: remote("SELECT 1"), 300), times_ms(lambda: in_process("SELECT 1"), 300)
+        point = times_ms(lambda: remote(_POINT.format(table="market.trades")), 30)
+        point_local = times_ms(lambda: in_process(_POINT.format(table=parquet)), 30)
+        answers = remote(_POINT.format(table="market.trades")), in_process(_POINT.format(table=parquet))
+        assert answers[0].to_pylist() == answers[1].to_pylist(), "the two engines do not agree"
+        memory_before = server.memory_mib()
+        bulk, bulk_local = [], []
+        for _ in range(5):  # by turns, so that both meet the same machine
+            bulk += list(times_ms(lambda: _drain(cursor, _BULK.format(table="market.trades"), count), 1, warm_up=0))
+            bulk_local += list(times_ms(lambda: _same(in_process(_BULK.format(table=parquet)), count), 1, warm_up=0))
+        memory_after = server.memory_mib()
+    ratio = float(np.median(bulk) / np.median(bulk_local))
+    return [
+        Figure("flight", "SELECT 1 p50", float(np.median(one)), "ms", f"in-process {np.median(one_local):.2f} ms"),
+        Figure(
+            "flight",
+            "SELECT 1 p99",
+            float(np.percentile(one, 99)),
+            "ms",
+            f"in-process {np.percentile(one_local, 99):.2f} ms",
+        ),
+        Figure(
+            "flight",
+            "point query p50",
+            float(np.median(point)),
+            "ms",
+            f"in-process {np.median(point_local):.2f} ms, {len(files)} files",
+        ),
+        Figure(
+            "flight",
+            f"scan of {count:,} rows x 4",
+            float(np.median(bulk)),
+            "ms",
+            f"in-process {np.median(bulk_local):,.0f} ms",
+        ),
+        Figure("flight", "scan, times in-process", ratio, "x", "median of 5 each, by turns"),
+        Figure(
+            "flight",
+            "server memory, before and after the scans",
+            memory_after,
+            "MiB",
+            f"before {memory_before:,.0f} MiB",
+        ),
+    ]
+
+
+def _drain(cursor: flight_sql.Cursor, sql: str, count: int) -> None:
+    """The whole result as a table on the client, as `fetch_arrow_table` gives it."""
+    cursor.execute(sql)
+    _same(cursor.fetch_arrow_table(), count)
+
+
+def _same(table: pa.Table, count: int) -> None:
+    assert table.num_rows == count
+
+
+def _fill(folder: Path, count: int) -> list[str]:
+    """A table of `count` trades in commits of a million rows; its data files."""
+    lake = LakeSettings.load(data_dir=folder)
+    lake.prepare()
+    table = IcebergTable.open(lake, TRADES)
+    partition = KafkaPartition("bench", "bench-topic-id", 0)
+    done = 0
+    while done < count:
+        chunk = min(_CHUNK, count - done)
+        data = rows(done, chunk, symbols=_SYMBOLS, days=_DAYS, total=count)
+        base, to = ({partition: done} if done else {}), {partition: done + chunk}
+        table.append(data, PartitionOffsets(base), PartitionOffsets(to), f"bench-{done}")
+        done += chunk
+    return [str(path) for path in sorted(folder.glob("warehouse/**/*.parquet"))]
+
+
+class _Server:
+    """`k2 serve` as a process of its own."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self.uri = ""
+
+    def __enter__(self) -> _Server:
+        command = [sys.executable, "-m", "k2.cli", "serve", "--data-dir", str(self._folder), "--port", "0"]
+        self._process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=dict(os.environ))
+        assert self._process.stderr is not None
+        said = []
+        for line in self._process.stderr:
+            said.append(line)
+            if found := re.search(r"Flight SQL at (\S+)", line):
+                self.uri = found[1]
+                return self
+        raise RuntimeError("k2 serve did not start: " + "".join(said))
+
+    def __exit__(self, *_: object) -> None:
+        self._process.terminate()
+        self._process.wait(20)
+
+    def memory_mib(self) -> float:
+        """Resident memory of the server process."""
+        time.sleep(0.2)
+        return float(psutil.Process(self._process.pid).memory_info().rss) / 1024**2
