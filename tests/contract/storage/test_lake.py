@@ -1,0 +1,191 @@
+"""The lake on a real broker and a real Iceberg table: exact answers while rows arrive and are committed."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import pytest
+from confluent_kafka import Producer
+
+from common.codec import Encoder
+from common.datasets import TRADES
+from common.errors import BrokerError, Unavailable
+from common.log import KafkaLog
+from common.registry import EmbeddedRegistry
+from common.settings import FlightSettings, KafkaSettings, LakeSettings, SinkSettings
+from flight_server.storage.lake import Lake
+from flight_server.storage.read_view import Cut
+from k2.broker import EmbeddedBroker
+from sink.service import SinkService
+from tests.support.records import trade
+
+TOPIC = TRADES.topic(asset_class="crypto", exchange="binance")
+ENCODER = Encoder(TRADES, EmbeddedRegistry(), topic=TOPIC)
+SETTINGS = FlightSettings(threads=2, memory_bytes_max=512 * 1024**2, snapshot_refresh_ms=20, topic_refresh_ms=50)
+
+
+@pytest.fixture
+def kafka() -> Iterator[KafkaSettings]:
+    with EmbeddedBroker() as broker:
+        settings = KafkaSettings.load(bootstrap_servers=broker.bootstrap_servers)
+        KafkaLog(settings).ensure_topics([TOPIC])
+        yield settings
+
+
+@pytest.fixture
+def lake_settings(tmp_path: Path) -> LakeSettings:
+    settings = LakeSettings.load(data_dir=tmp_path)
+    settings.prepare()
+    return settings
+
+
+class Market:
+    """Trades with dense ids, spread over the partitions of the topic."""
+
+    def __init__(self, kafka: KafkaSettings) -> None:
+        self._producer = Producer(kafka.client_config() | {"linger.ms": 1})
+        self.next_id = 0
+
+    def produce(self, count: int, *, partition: int | None = None) -> None:
+        for trade_id in range(self.next_id, self.next_id + count):
+            number = trade_id % 4 if partition is None else partition
+            self._producer.produce(TOPIC, ENCODER.encode(trade(trade_id)), partition=number)
+        self.next_id += count
+        self._producer.flush()
+
+    def produce_raw(self, value: bytes) -> None:
+        self._producer.produce(TOPIC, value, partition=0)
+        self._producer.flush()
+
+
+def ask(lake: Lake, sql: str) -> tuple[list[tuple[Any, ...]], Cut]:
+    """One statement in a transaction of its own, as the engine does it."""
+    cursor = lake.cursor()
+    try:
+        cursor.execute("BEGIN")
+        cut = lake.cut(cursor)
+        assert cut is not None
+        return cursor.execute(sql).fetchall(), Cut.from_text(cut)
+    finally:
+        cursor.close()
+
+
+def eventually(lake: Lake, sql: str, wanted: object) -> None:
+    """Ask until the answer is the wanted one."""
+    waiter = threading.Event()
+    for _attempt in range(1_000):
+        if ask(lake, sql)[0] == wanted:
+            return
+        waiter.wait(0.01)
+    raise AssertionError(f"{sql}: still {ask(lake, sql)[0]}, not {wanted}")
+
+
+def test_counts_never_fall_and_ids_are_gapless_while_the_sink_commits(
+    kafka: KafkaSettings, lake_settings: LakeSettings
+) -> None:
+    market = Market(kafka)
+    sink = SinkService(kafka, lake_settings, SinkSettings(commit_age_ms_max=50), datasets=(TRADES,))
+    lake = Lake(kafka, lake_settings, SETTINGS, datasets=(TRADES,))
+    sink.start()
+    lake.start()
+    try:
+        last = 0
+        for turn in range(60):
+            market.produce(40, partition=0)
+            (row,), cut = ask(
+                lake, "SELECT count(*), min(trade_id), max(trade_id), count(DISTINCT trade_id) FROM market.trades"
+            )
+            count, first_id, last_id, distinct = row
+            assert count == distinct == (0 if last_id is None else last_id - first_id + 1)
+            assert count >= last, f"turn {turn}"
+            assert count == sum(cut.tables["market.trades"].offsets.values())
+            last = count
+        eventually(lake, "SELECT count(*), max(trade_id) FROM market.trades", [(2400, 2399)])
+        assert sink.stats()["trades"].commits > 1
+        assert lake.stats().snapshot_ids["trades"] is not None
+    finally:
+        lake.stop()
+        sink.stop()
+    assert lake.failure is None
+
+
+def test_a_broken_message_is_left_out_and_its_neighbours_show(
+    kafka: KafkaSettings, lake_settings: LakeSettings
+) -> None:
+    market = Market(kafka)
+    market.produce(3)
+    market.produce_raw(b"\x00broken")
+    market.produce(3)
+    lake = Lake(kafka, lake_settings, SETTINGS, datasets=(TRADES,))
+    lake.start()
+    try:
+        rows, cut = ask(lake, "SELECT trade_id FROM market.trades ORDER BY 1")
+        assert [row[0] for row in rows] == list(range(6))
+        assert sum(cut.tables["market.trades"].offsets.values()) == 7
+        assert lake.stats().records_refused == {"trades": 1}
+    finally:
+        lake.stop()
+
+
+def test_an_old_transaction_keeps_its_instant_while_the_table_moves_on(
+    kafka: KafkaSettings, lake_settings: LakeSettings
+) -> None:
+    market = Market(kafka)
+    market.produce(100)
+    sink = SinkService(kafka, lake_settings, SinkSettings(commit_age_ms_max=20), datasets=(TRADES,))
+    lake = Lake(kafka, lake_settings, SETTINGS, datasets=(TRADES,))
+    lake.start()
+    try:
+        old = lake.cursor()
+        old.execute("BEGIN")
+        before = lake.cut(old)
+        market.produce(100)
+        sink.start()
+        eventually(lake, "SELECT count(*) FROM market.trades", [(200,)])
+        waiter = threading.Event()
+        while sum(lake.stats().tail_rows.values()):
+            waiter.wait(0.01)
+        assert old.execute("SELECT count(*), max(trade_id) FROM market.trades").fetchall() == [(100, 99)]
+        assert lake.cut(old) == before
+        old.close()
+    finally:
+        lake.stop()
+        sink.stop()
+
+
+@pytest.mark.parametrize(
+    "attack",
+    [
+        "SELECT * FROM read_csv('/etc/passwd')",
+        "SELECT * FROM read_text('{catalog}')",
+        "SELECT * FROM glob('/*')",
+        "COPY (SELECT 1) TO '{folder}/stolen.csv'",
+        "ATTACH '{folder}/other.db'",
+        "INSTALL httpfs",
+        "LOAD httpfs",
+        "SET enable_external_access = true",
+        "SET allowed_directories = ['/']",
+        "RESET lock_configuration",
+    ],
+)
+def test_sql_reaches_nothing_but_the_warehouse(attack: str, lake_settings: LakeSettings) -> None:
+    lake = Lake(KafkaSettings(bootstrap_servers="127.0.0.1:1"), lake_settings, SETTINGS)
+    cursor = lake.cursor()
+    text = attack.format(folder=lake_settings.data_dir, catalog=lake_settings.data_dir / "catalog.db")
+    with pytest.raises(duckdb.Error):
+        cursor.execute(text)
+    cursor.close()
+    lake.stop()
+
+
+def test_before_the_start_nothing_is_answered(lake_settings: LakeSettings) -> None:
+    lake = Lake(KafkaSettings(bootstrap_servers="127.0.0.1:1", request_timeout_ms=200), lake_settings, SETTINGS)
+    with pytest.raises(Unavailable, match="not running"):
+        lake.check_ready()
+    with pytest.raises(BrokerError, match=r"127\.0\.0\.1:1"):
+        lake.start()
+    lake.stop()
