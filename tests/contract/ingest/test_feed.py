@@ -41,12 +41,15 @@ class Harness:
         self.waits: list[float] = []
         self.ids: list[int] = []
         self.correlation_ids: list[str] = []
+        self.handling = 0
         self.hold = asyncio.Event()
         self.hold.set()
         self.feed = Feed(url + STREAMS, self.handle, settings, clock=self.clock, sleep=self.sleep, tick_s=0.005)
 
     async def handle(self, frame: bytes, receive_time_us: int, correlation_id: str) -> None:
+        self.handling += 1
         await self.hold.wait()
+        self.handling -= 1
         assert receive_time_us == self.clock.now_us()
         message = json.loads(frame)
         if message["stream"] == "!serverShutdown":
@@ -155,7 +158,7 @@ def test_a_connection_that_waits_for_us_is_not_stale(tmp_path: Path, simulator: 
     async def test() -> None:
         async with running(source.url, stale_after_s=120) as one:
             one.hold.clear()
-            await one.until(source.finished.is_set)
+            await one.until(lambda: one.handling == 1)
             one.clock.advance(1_000)
             looks = one.clock.looks
             await one.until(lambda: one.clock.looks > looks + 2)
