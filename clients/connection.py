@@ -15,6 +15,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Self
 from urllib.parse import urlsplit
 from urllib.request import getproxies
+from weakref import WeakSet
 
 import polars as pl
 import pyarrow as pa
@@ -89,6 +90,7 @@ class Connection:
 
     def __init__(self, raw: dbapi.Connection, uri: str) -> None:
         self._raw = raw
+        self._streams: WeakSet[ResultStream] = WeakSet()
         self.uri = uri
 
     def arrow(self, sql: str, parameters: Parameters | None = None) -> pa.Table:
@@ -118,7 +120,8 @@ class Connection:
     def stream(self, sql: str, parameters: Parameters | None = None) -> ResultStream:
         """The result batch by batch, as the server produces it; memory does not grow with its size. Raises QueryError.
 
-        Close the stream, or use it as a context manager: the server keeps the view of its tables until then.
+        The server keeps the view of its tables until the stream has been read to its end or closed; use one that may be
+        left half read as a context manager.
         """
         try:
             cursor = self._raw.cursor()
@@ -126,15 +129,19 @@ class Connection:
             raise query_error(error) from None
         try:
             cursor.execute(sql, parameters)
-            return ResultStream(cursor, cursor.fetch_record_batch())
+            stream = ResultStream(cursor, cursor.fetch_record_batch())
         except BaseException as error:
             cursor.close()
             if isinstance(error, dbapi.Error | pa.ArrowException | OSError):
                 raise query_error(error) from None
             raise
+        self._streams.add(stream)
+        return stream
 
     def close(self) -> None:
-        """End the session on the server. May be called again."""
+        """End the session on the server, and every stream that is still open. May be called again."""
+        for stream in list(self._streams):
+            stream.close()
         self._raw.close()
 
     def __enter__(self) -> Self:
@@ -152,13 +159,16 @@ class ResultStream:
     def __init__(self, cursor: dbapi.Cursor, reader: pa.RecordBatchReader) -> None:
         self._cursor = cursor
         self._reader = reader
+        self._at_end = False
         self.schema: pa.Schema = reader.schema
 
     def __iter__(self) -> Iterator[pa.RecordBatch]:
-        while True:
+        while not self._at_end:
             try:
                 batch = self._reader.read_next_batch()
             except StopIteration:
+                self._at_end = True
+                self.close()
                 return
             except (dbapi.Error, pa.ArrowException, OSError) as error:
                 raise query_error(error) from None

@@ -128,6 +128,19 @@ def test_a_stream_may_be_left_half_read_and_the_connection_goes_on(
     assert k2.arrow("SELECT n").num_rows == 1
 
 
+def test_a_connection_closes_with_streams_left_open(server: ScriptedServer) -> None:
+    server.answers["many"] = lambda: (batch(number) for number in range(100_000))
+    with clients.connect(server.uri) as connection:
+        read, left = connection.stream("SELECT n"), connection.stream("SELECT many")
+        assert [rows.num_rows for rows in read] == [1]
+        assert [rows.num_rows for rows in read] == []
+        assert next(iter(left)).num_rows == 1
+    with pytest.raises(clients.ClientError, match="closed"):
+        next(iter(left))
+    with pytest.raises(clients.ClientError, match="closed"):
+        connection.arrow("SELECT n")
+
+
 POSITION = 'Parser Error: syntax error at or near "FORM"\n\nLINE 1: SELECT * FORM t\n                 ^'
 
 
