@@ -119,6 +119,23 @@ class KafkaLog:
             infos = [future.result() for future in described.values()]
         return {info.name: TopicInfo(info.name, str(info.topic_id), len(info.partitions)) for info in infos}
 
+    def topic_ids(self, names: Iterable[str]) -> dict[str, str]:
+        """The ids that these topics have now, by name; those that do not exist are left out. Raises BrokerError.
+
+        One round trip. A topic made anew has another id, and no id ever comes back: an answer equal to an earlier one
+        means that all that was read of these topics in between was read of the same incarnations.
+        """
+        wanted = list(names)
+        if not wanted:
+            return {}
+        ids: dict[str, str] = {}
+        for name, future in self._admin.describe_topics(
+            TopicCollection(wanted), request_timeout=self._timeout_s
+        ).items():
+            with self._translated(f"describe the topic {name}", unless=KafkaError.UNKNOWN_TOPIC_OR_PART):
+                ids[name] = str(future.result().topic_id)
+        return ids
+
     def ensure_topics(self, names: Iterable[str]) -> None:
         """Create the topics that do not exist, with the settings' partitions and replicas. Raises BrokerError."""
         settings = self._settings

@@ -33,6 +33,7 @@ _DISCOVERY_INTERVAL_S = 2.0
 #: Expiry is a commit of its own (20 to 40 ms); every 20th keeps its share of the time below a twentieth.
 _COMMITS_PER_EXPIRY = 20
 _BACKOFF_S_FIRST, _BACKOFF_S_MAX = 0.25, 10.0
+_TRUNCATED_ATTEMPTS_MAX = 6
 
 Worker = SinkWorker[WrittenFiles]
 
@@ -118,6 +119,7 @@ class SinkService:
         return SinkWorker(
             dataset=dataset,
             sources=lambda: finder.sources(dataset),
+            confirm=finder.confirm,
             reader=KafkaLogReader(self._kafka, client_id=f"k2-sink-{dataset.name}"),
             decoder=decoder,
             table=table,
@@ -149,17 +151,29 @@ class SinkService:
                 if failures:
                     _log.info("the sink goes on", dataset=dataset, failures=failures)
                 failures = 0
-            except LogTruncated:
-                # The topic may have been made anew a moment ago; if it was not, records are gone that nobody took in.
-                if self._finder is None or not self._finder.look():
+            except LogTruncated as error:
+                failures += 1
+                if failures > _TRUNCATED_ATTEMPTS_MAX or self._is_truncated(worker):
                     raise
+                _log.warning("a position is not in the log; looking again", dataset=dataset, reason=error.message)
+                self._stopping.wait(_backoff_s(failures))
             except K2Error as error:
                 if not error.retryable:
                     raise
-                wait_s = min(_BACKOFF_S_FIRST * 2**failures, _BACKOFF_S_MAX)
                 failures += 1
+                wait_s = _backoff_s(failures)
                 _log.warning("the sink waits and tries again", dataset=dataset, reason=error.message, wait_s=wait_s)
                 self._stopping.wait(wait_s)
+
+    def _is_truncated(self, worker: Worker) -> bool:
+        """Are records gone from the log that the table has not? If not, the topic is new, or was made anew just now."""
+        try:
+            assert self._finder is not None
+            self._finder.look(afresh=True)
+        except BrokerError:
+            return False
+        committed = worker.stats.committed
+        return any(n > committed[p] for p, n in self._finder.log_starts().items() if p in committed)
 
     def _watch_sources(self) -> None:
         """The discovery's thread. A broker that does not answer is asked again; it is told once."""
@@ -192,6 +206,11 @@ class SinkService:
         self._workers = {}
 
 
+def _backoff_s(failures: int) -> float:
+    """How long to wait after so many failures in a row, the first being 1."""
+    return float(min(_BACKOFF_S_FIRST * 2 ** (failures - 1), _BACKOFF_S_MAX))
+
+
 class _SourceFinder:
     """What there is to read, as last seen. Thread-safe."""
 
@@ -205,19 +224,37 @@ class _SourceFinder:
         """The dataset's sources: the same object until they change. Never blocks."""
         return self._sources[dataset.name]
 
-    def look(self) -> bool:
-        """Ask the broker; True when anything changed. Raises BrokerError."""
+    def confirm(self, sources: Sources) -> bool:
+        """Are these topics still the incarnations that were found? If not, what is there now is looked up.
+
+        Raises BrokerError.
+        """
+        ids = {name: info.topic_id for name, info in sources.topics.items()}
+        if self._log.topic_ids(ids) == ids:
+            return True
+        self.look()
+        return False
+
+    def log_starts(self) -> PartitionOffsets:
+        """Where every partition began when its topic was last looked at."""
+        starts = PartitionOffsets()
+        for sources in self._sources.values():
+            starts = starts.advanced(sources.log_starts)
+        return starts
+
+    def look(self, *, afresh: bool = False) -> None:
+        """Ask the broker what there is; where the logs begin is asked of changed topics only, or `afresh` of all.
+
+        Raises BrokerError.
+        """
         with self._lock:
             cluster_id = self._log.cluster_id()
             topics = self._log.topics(r"^market\.")
-            changed = False
             for dataset in self._datasets:
                 ours = {name: info for name, info in topics.items() if dataset.matches(name)}
                 known = self._sources[dataset.name]
-                if (known.cluster_id, known.topics) != (cluster_id, ours):
+                if afresh or (known.cluster_id, known.topics) != (cluster_id, ours):
                     self._sources[dataset.name] = Sources(cluster_id, ours, self._starts(ours))
-                    changed = True
-            return changed
 
     def _starts(self, topics: dict[str, TopicInfo]) -> PartitionOffsets:
         return self._log.start_offsets(topics.values()) if topics else PartitionOffsets()

@@ -104,15 +104,14 @@ class _Held:
     rows: int = 0
     nbytes: int = 0
     oldest_s: float | None = None
-    #: Positions in partitions that are no longer assigned, because their topic went while rows of it were held.
-    left_at: PartitionOffsets = field(default_factory=PartitionOffsets)
 
 
 class SinkWorker(Generic[F]):
     """One dataset's loop over one table. One thread at a time; `stats` may be read from any.
 
-    `sources` tells, without blocking, what there is to read now. `hook` is called between any two steps: a test raises
-    there to script a crash. `after_commit` is called behind each commit (maintenance); what it raises is the caller's.
+    `sources` tells, without blocking, what there is to read now. `confirm` asks the log whether those topics are still
+    the same incarnations. `hook` is called between any two steps: a test raises there to script a crash. `after_commit`
+    is called behind each commit (maintenance); what it raises is the caller's.
     """
 
     def __init__(
@@ -126,6 +125,7 @@ class SinkWorker(Generic[F]):
         dead_letters: DeadLetterWriter,
         policy: CommitPolicy,
         clock: Clock,
+        confirm: Callable[[Sources], bool] = lambda sources: True,
         poll_messages_max: int = 10_000,
         hook: Callable[[Passed], None] = lambda passed: None,
         after_commit: Callable[[], None] = lambda: None,
@@ -139,6 +139,7 @@ class SinkWorker(Generic[F]):
         self._dead_letters = dead_letters
         self._policy = policy
         self._clock = clock
+        self._confirm = confirm
         self._poll_messages_max = poll_messages_max
         self._hook = hook
         self._after_commit = after_commit
@@ -241,12 +242,27 @@ class SinkWorker(Generic[F]):
         sources = self._sources()
         if sources is self._seen:
             return
-        self._held.left_at = self._held.left_at.advanced(self._consumer.positions())
         before, self._seen = self._seen, sources
+        if self._held.oldest_s is not None and self._consumer.assigned - sources.partitions().keys():
+            self._start_over_on_new_topics()
+            return
         appeared, gone = self._consumer.extend(sources, self._committed)
         if before is not None:
             self._tell_changes(before, sources, appeared, gone)
         self._hold_log_starts()
+
+    def _start_over_on_new_topics(self) -> None:
+        """A topic was deleted, or made anew, since what is held was read: drop it all and read again what is there.
+
+        Clients fetch by the topic's name, so records of the new incarnation may have come at the old one's positions
+        before anybody knew. Committed, they would be in the table twice: once under each topic id.
+        """
+        _log.warning(
+            "a topic was deleted or made anew while records of it were held; they are dropped, the log is read again",
+            dataset=self._dataset.name,
+            rows=self._held.rows,
+        )
+        self._start_over(self._table.committed_offsets())
 
     def _hold_log_starts(self) -> None:
         """Where retention was quicker than the first sink, the table shall say soon where it begins, rows or none."""
@@ -263,8 +279,11 @@ class SinkWorker(Generic[F]):
 
     def _commit(self) -> bool:
         """Make what is held part of the table; False when it was dropped instead, to be read again."""
+        if self._seen is None or not self._confirm(self._seen):
+            self._start_over_on_new_topics()
+            return False
         held, base = self._held, self._committed
-        to = _moved(base, held.left_at.advanced(self._consumer.positions()))
+        to = _moved(base, self._consumer.positions())
         assert to or not held.rows, "rows are held, so positions must have moved"
         with correlation(None):
             began_s = self._clock.monotonic_s()

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from common.errors import BrokerError, LogTruncated
 from common.log import ConsumerBatch, TopicInfo
 from common.offsets import KafkaPartition, PartitionOffsets
+from sink.consumer import Sources
 
 
 @dataclass
@@ -36,6 +37,10 @@ class FakeLog:
         for number in range(partitions):
             self._partitions[KafkaPartition(self.cluster_id, info.topic_id, number)] = _Partition()
         return info
+
+    def confirm(self, sources: Sources) -> bool:
+        """Are these topics still the incarnations that were found?"""
+        return all(self._topics.get(name) == info for name, info in sources.topics.items())
 
     def delete(self, topic: str) -> None:
         del self._topics[topic]
@@ -79,7 +84,10 @@ class FakeLog:
 
 
 class FakeReader:
-    """A LogReader over a FakeLog. Turns through the partitions, so that several are interleaved."""
+    """A LogReader over a FakeLog. Turns through the partitions, so that several are interleaved.
+
+    Like the real one it fetches by the topic's name: of a topic made anew it gives the new records under the old id.
+    """
 
     def __init__(self, log: FakeLog) -> None:
         self._log = log
@@ -114,14 +122,14 @@ class FakeReader:
         return PartitionOffsets(self._next)
 
     def at_end(self) -> bool:
-        return all(self._next[partition] >= self._log._partitions[partition].end for partition in self._next)
+        return all(self._next[partition] >= self._fetched(partition).end for partition in self._next)
 
     def close(self) -> None:
         self.closed = True
 
     def _take(self, partition: KafkaPartition, count: int, found: dict[str, ConsumerBatch]) -> int:
-        log = self._log._partitions[partition]
-        if self._next[partition] < log.start:
+        log = self._fetched(partition)
+        if not log.start <= self._next[partition] <= log.end:
             raise LogTruncated(f"{partition} no longer holds offset {self._next[partition]}")
         offsets = [offset for offset in log.records if offset >= self._next[partition]][:count]
         if offsets:
@@ -134,6 +142,12 @@ class FakeReader:
         if not any(offset >= self._next[partition] for offset in log.records):
             self._next[partition] = log.end
         return len(offsets)
+
+    def _fetched(self, partition: KafkaPartition) -> _Partition:
+        info = self._log._topics.get(self._names[partition.topic_id])
+        if info is None:
+            raise BrokerError(f"there is no topic {self._names[partition.topic_id]}")
+        return self._log._partitions[KafkaPartition(self._log.cluster_id, info.topic_id, partition.partition)]
 
     def _check_up(self) -> None:
         assert not self.closed, "a closed reader is used"

@@ -14,7 +14,9 @@ from common.settings import KafkaSettings
 def produce(kafka: KafkaSettings, topic: str, values: Iterable[bytes | None], *, partitions: int = 4) -> int:
     """Send the values to the partitions in turn and wait until all are acknowledged; returns how many."""
     failures: list[str] = []
-    producer = Producer(kafka.client_config() | {"linger.ms": 5, "enable.idempotence": True})
+    producer = Producer(
+        kafka.client_config() | {"linger.ms": 5, "enable.idempotence": True, "message.max.bytes": 1 << 24}
+    )
     count = 0
     for value in values:
         producer.produce(

@@ -55,12 +55,14 @@ class SinkBench:
     dead_letters: FakeDeadLetters = field(default_factory=FakeDeadLetters)
     crash_at: dict[Passed, int] = field(default_factory=dict)
     after_commit: Callable[[], None] = lambda: None
+    discovery_lags: bool = False
     _sources: Sources | None = None
 
     def worker(self) -> SinkWorker[Any]:
         return SinkWorker(
             dataset=TRADES,
             sources=self.sources,
+            confirm=self._confirm,
             reader=self.log.reader(),
             decoder=Decoder(TRADES, REGISTRY),
             table=self.open_table(),
@@ -74,12 +76,20 @@ class SinkBench:
 
     def sources(self) -> Sources:
         """What the service's discovery would have found by now; the same object while nothing changed."""
+        if self.discovery_lags and self._sources is not None:
+            return self._sources
         now = Sources(self.log.cluster_id, self.log.topics, self.log.start_offsets())
         before = self._sources
         if before is None or (before.cluster_id, before.topics) != (now.cluster_id, now.topics):
             self._sources = now
         assert self._sources is not None
         return self._sources
+
+    def _confirm(self, sources: Sources) -> bool:
+        if self.log.confirm(sources):
+            return True
+        self._sources = None
+        return False
 
     def run(self, worker: SinkWorker[Any], *, steps_max: int = 500) -> None:
         """Step until everything in the log is committed; time passes when nothing comes."""
