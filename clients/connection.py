@@ -91,6 +91,7 @@ class Connection:
     def __init__(self, raw: dbapi.Connection, uri: str) -> None:
         self._raw = raw
         self._streams: WeakSet[ResultStream] = WeakSet()
+        self._closed = False
         self.uri = uri
 
     def arrow(self, sql: str, parameters: Parameters | None = None) -> pa.Table:
@@ -123,6 +124,8 @@ class Connection:
         The server keeps the view of its tables until the stream has been read to its end or closed; use one that may be
         left half read as a context manager.
         """
+        if self._closed:
+            raise ClientError(f"the connection to {self.uri} is closed; make a new one with clients.connect")
         try:
             cursor = self._raw.cursor()
         except dbapi.Error as error:
@@ -140,6 +143,7 @@ class Connection:
 
     def close(self) -> None:
         """End the session on the server, and every stream that is still open. May be called again."""
+        self._closed = True
         for stream in list(self._streams):
             stream.close()
         self._raw.close()
