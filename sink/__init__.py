@@ -1,0 +1,1 @@
+"""Kafka in, Iceberg out, each record once. `SinkService` runs it, `SinkWorker` is its loop, `IcebergTable` the fence."""
