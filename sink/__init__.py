@@ -1,1 +1,1 @@
-"""Kafka in, Iceberg out, each record once. `SinkService` runs it, `SinkWorker` is its loop, `IcebergTable` the fence."""
+"""Kafka in, Iceberg out, each record once. `SinkService` runs it, `SinkWorker` the loop, `IcebergTable` the fence."""
