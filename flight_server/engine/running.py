@@ -1,0 +1,298 @@
+"""One statement that runs: its result batch by batch, and an end that gives everything back whatever happens.
+
+A running statement holds a cursor and, when it reads tables, an open transaction, which is what pins its cut. Both go
+back exactly once: at the end of the result, on an error, on cancel, on timeout, or when the reader closes. Every method
+may be called from any thread; only one at a time may read.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator, Sequence
+
+import duckdb
+import pyarrow as pa
+
+from common.errors import InvalidStatement, K2Error, StatementCancelled, Unavailable
+from flight_server.engine.cursors import CursorPool
+from flight_server.engine.errors import translated
+from flight_server.engine.planner import Values
+from flight_server.engine.shapes import sliced, without_dictionaries
+
+#: Called once at the end: status word, rows, bytes.
+OnEnd = Callable[[str, int, int], None]
+
+
+class RunningStatement:
+    """The result of one execution. Iterate it, or `close` it; both end it."""
+
+    def __init__(
+        self,
+        *,
+        text: str,
+        runs: Sequence[Values],
+        schema: pa.Schema,
+        cursors: CursorPool,
+        rows_max: int,
+        bytes_max: int,
+        on_end: OnEnd,
+    ) -> None:
+        """`runs` are the parameter sets, one execution each, all at the same cut; `schema` is what was promised."""
+        self.schema = schema
+        self.cut: str | None = None
+        self._text = text
+        self._runs = runs
+        self._cursors = cursors
+        self._rows_max = rows_max
+        self._bytes_max = bytes_max
+        self._on_end = on_end
+        self._cursor: duckdb.DuckDBPyConnection | None = None
+        self._in_transaction = False
+        self._reason: K2Error | None = None
+        self._ended = False
+        self._is_abandoned: Callable[[], bool] | None = None
+        self._rows = 0
+        self._bytes = 0
+        # _use: held while the cursor works. _state: held for the moments in which the fields above change.
+        self._use = threading.Lock()
+        self._state = threading.Lock()
+        self._batches: Iterator[pa.RecordBatch] = iter(())
+
+    # -- running
+
+    def start(
+        self,
+        cut_of: Callable[[duckdb.DuckDBPyConnection], str | None] | None,
+        is_abandoned: Callable[[], bool] | None = None,
+    ) -> None:
+        """Take a cursor, fix the cut if `cut_of` is given, and start the first execution.
+
+        Blocks until the engine has something to give, which for an aggregate is all of its work. `is_abandoned` is asked
+        now and then whether anybody still waits for it, never after `start` has returned. Raises our errors.
+        """
+        self._is_abandoned = is_abandoned
+        try:
+            self._start(cut_of)
+        finally:
+            with self._state:
+                self._is_abandoned = None
+
+    def _start(self, cut_of: Callable[[duckdb.DuckDBPyConnection], str | None] | None) -> None:
+        with self._guarded():
+            cursor = self._cursors.take()
+            with self._state:
+                self._cursor = cursor
+            self._check()
+            if cut_of is not None:
+                cursor.execute("BEGIN TRANSACTION READ ONLY")
+                self._in_transaction = True
+                self.cut = cut_of(cursor)
+            readers = self._execute(cursor)
+            first = next(readers, None)
+            self._batches = self._cut_to_size(first, readers)
+
+    def read(self) -> pa.RecordBatch | None:
+        """The next batch, None at the end. Raises our errors; after one, or after the end, nothing is held any more."""
+        if self._reason is not None:
+            self.close()
+            raise self._reason
+        with self._guarded():
+            batch = next(self._batches, None)
+            self._check()
+        if batch is None:
+            self._end("ok")
+            return None
+        self._rows += batch.num_rows
+        self._bytes += batch.nbytes
+        return batch
+
+    def __iter__(self) -> Iterator[pa.RecordBatch]:
+        try:
+            while (batch := self.read()) is not None:
+                yield batch
+        finally:
+            self.close()
+
+    # -- ending
+
+    def cancel(self, reason: K2Error | None = None) -> None:
+        """Stop soon: the reader gets `reason`, the first one given. Returns at once; nothing stays held, read or not.
+
+        May be said again: an interrupt that meets the engine just before its work begins is lost.
+        """
+        with self._state:
+            if self._ended:
+                return
+            if self._reason is None:
+                self._reason = reason or StatementCancelled("the statement was cancelled")
+            if self._cursor is not None:
+                self._cursor.interrupt()
+        # Nobody at work in the engine: end here, for the reader may be blocked by its client for ever.
+        if self._use.acquire(blocking=False):
+            self._use.release()
+            self._end("cancelled")
+
+    def close(self) -> None:
+        """Give everything back; a statement that was not read to its end counts as cancelled. Idempotent."""
+        with self._state:
+            if self._ended:
+                return
+            if self._cursor is not None and self._use.locked():
+                self._cursor.interrupt()
+        self._end("cancelled")
+
+    def is_abandoned(self) -> bool:
+        """True when the statement is being started and nobody waits for it any more."""
+        with self._state:
+            return self._is_abandoned is not None and self._is_abandoned()
+
+    @property
+    def ended(self) -> bool:
+        return self._ended
+
+    def _end(self, status: str) -> None:
+        with self._state:
+            if self._ended:
+                return
+            # From here on no interrupt of ours can reach the cursor, which may soon be another statement's.
+            self._ended = True
+            interrupted = self._reason is not None
+        with self._use:
+            self._batches = iter(())
+            cursor, self._cursor = self._cursor, None
+            if cursor is not None:
+                self._return(cursor, clean=status == "ok" and not interrupted)
+        self._on_end(type(self._reason).__name__ if self._reason is not None else status, self._rows, self._bytes)
+
+    def _return(self, cursor: duckdb.DuckDBPyConnection, *, clean: bool) -> None:
+        """End the transaction; keep only cursors that nothing has happened to."""
+        try:
+            if clean and self._in_transaction:
+                cursor.execute("ROLLBACK")
+        except duckdb.Error:
+            clean = False
+        if clean:
+            self._cursors.give_back(cursor)
+        else:
+            cursor.close()
+
+    # -- inside
+
+    def _guarded(self) -> _Guard:
+        return _Guard(self)
+
+    def _check(self) -> None:
+        """An interrupt that came before the engine was at work is lost: ask for the reason after each step instead."""
+        if self._reason is not None:
+            raise self._reason
+
+    def _fail(self, error: BaseException) -> BaseException:
+        """What the reader is to see for `error`; ends the statement."""
+        ours = self._reason or translated(error)
+        self._end(type(ours).__name__)
+        return ours
+
+    def _execute(self, cursor: duckdb.DuckDBPyConnection) -> Iterator[pa.RecordBatchReader]:
+        """One reader per parameter set, each with the promised schema."""
+        for values in self._runs:
+            result = cursor.execute(self._text, values or None)
+            reader = result.to_arrow_reader(self._rows_max)
+            self._check()
+            found = without_dictionaries(reader.schema)
+            # Of several parameter sets one may hold a null where others hold a value: those are cast to the promise.
+            if not found.equals(self.schema) and (len(self._runs) == 1 or found.names != self.schema.names):
+                raise _schema_changed(self.schema, found)
+            yield reader
+
+    def _cast(self, batch: pa.RecordBatch) -> pa.RecordBatch:
+        try:
+            return batch.cast(self.schema)
+        except pa.ArrowException:
+            raise InvalidStatement(
+                "the parameter sets give results of different types "
+                f"({_differences(self.schema, batch.schema)}); cast the parameters, as in ?::DECIMAL(18,8)"
+            ) from None
+
+    def _cut_to_size(
+        self, first: pa.RecordBatchReader | None, rest: Iterator[pa.RecordBatchReader]
+    ) -> Iterator[pa.RecordBatch]:
+        reader = first
+        while reader is not None:
+            as_promised = reader.schema.equals(self.schema)
+            for batch in reader:
+                self._check()
+                if not as_promised:
+                    batch = self._cast(batch)
+                yield from sliced(batch, rows_max=self._rows_max, bytes_max=self._bytes_max)
+            reader = next(rest, None)
+
+
+class TablesChanged(Unavailable):
+    """A result has another schema than was promised: the plan is older than the tables."""
+
+
+class _Guard:
+    """Holds the cursor's lock for one step; an exception inside ends the statement and comes out as ours."""
+
+    def __init__(self, statement: RunningStatement) -> None:
+        self._statement = statement
+
+    def __enter__(self) -> None:
+        self._statement._use.acquire()
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        self._statement._use.release()
+        if error is not None:
+            ours = self._statement._fail(error)
+            if ours is not error:
+                raise ours from None
+
+
+def _schema_changed(promised: pa.Schema, found: pa.Schema) -> K2Error:
+    return TablesChanged(
+        f"the tables changed since the statement was planned ({_differences(promised, found)}); run it again"
+    )
+
+
+def _differences(promised: pa.Schema, found: pa.Schema) -> str:
+    changed = [
+        f"{name} is {there} instead of {was}"
+        for name, was, there in zip(promised.names, promised.types, found.types, strict=False)
+        if was != there
+    ]
+    return "; ".join(changed) or "the columns have other names or another number"
+
+
+class TablesChanged(Unavailable):
+    """A result has another schema than was promised: the plan is older than the tables."""
+
+
+class _Guard:
+    """Holds the cursor's lock for one step; an exception inside ends the statement and comes out as ours."""
+
+    def __init__(self, statement: RunningStatement) -> None:
+        self._statement = statement
+
+    def __enter__(self) -> None:
+        self._statement._use.acquire()
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        self._statement._use.release()
+        if error is not None:
+            ours = self._statement._fail(error)
+            if ours is not error:
+                raise ours from None
+
+
+def _schema_changed(promised: pa.Schema, found: pa.Schema, *, several: bool) -> K2Error:
+    changed = [
+        f"{name} is {there} instead of {was}"
+        for name, was, there in zip(promised.names, promised.types, found.types, strict=False)
+        if was != there
+    ]
+    what = "; ".join(changed) or "the number of columns differs"
+    if several:
+        return InvalidStatement(
+            f"the parameter sets give results of different types ({what}); cast the parameters, as in ?::DECIMAL(18,8)"
+        )
+    return TablesChanged(f"the tables changed since the statement was planned ({what}); run it again")

@@ -1,0 +1,43 @@
+"""What the engine needs of the storage beneath it; flight_server.storage.lake.Lake is the real one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import pyarrow as pa
+
+
+class TableInfo(Protocol):
+    """A table as catalogs show it; `arrow_schema` has true nullability and the remarks in metadata `doc`."""
+
+    @property
+    def catalog(self) -> str: ...
+    @property
+    def schema(self) -> str: ...
+    @property
+    def name(self) -> str: ...
+    @property
+    def kind(self) -> str: ...
+    @property
+    def arrow_schema(self) -> pa.Schema: ...
+
+
+class Lake(Protocol):
+    """Cursors on one database that holds the tables; whole published states only (MVCC)."""
+
+    def cursor(self) -> Any:
+        """A new cursor (duckdb.DuckDBPyConnection) for one thread at a time; the engine closes it."""
+        ...
+
+    def cut(self, cursor: Any) -> str | None:
+        """The text form of the cut that the cursor's open transaction sees; fixes the transaction's instant."""
+        ...
+
+    def check_ready(self) -> None:
+        """Raises Unavailable or TailGap when the tables cannot be answered exactly now."""
+        ...
+
+    def tables(self) -> Sequence[TableInfo]:
+        """The tables that clients are to see."""
+        ...

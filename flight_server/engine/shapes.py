@@ -1,0 +1,60 @@
+"""The shape of what is sent: batches cut to size, and no dictionaries; order and values untouched."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pyarrow as pa
+
+
+def sliced(batch: pa.RecordBatch, *, rows_max: int, bytes_max: int) -> Iterator[pa.RecordBatch]:
+    """The batch in pieces, in order, without copying.
+
+    A piece of one row may be larger than `bytes_max`: a row cannot be cut. `bytes_max` counts Arrow buffers; the wire
+    adds some hundred bytes per column.
+    """
+    if batch.num_rows > rows_max:
+        for start in range(0, batch.num_rows, rows_max):
+            yield from sliced(batch.slice(start, rows_max), rows_max=rows_max, bytes_max=bytes_max)
+    elif batch.num_rows > 1 and batch.nbytes > bytes_max:
+        # By halves: rows may differ in size, so that equal counts are not equal bytes.
+        half = batch.num_rows // 2
+        yield from sliced(batch.slice(0, half), rows_max=rows_max, bytes_max=bytes_max)
+        yield from sliced(batch.slice(half), rows_max=rows_max, bytes_max=bytes_max)
+    else:
+        yield batch
+
+
+def without_dictionaries(schema: pa.Schema) -> pa.Schema:
+    """The schema with each dictionary (the engine's ENUM) as the type of its values.
+
+    Dictionaries buy nothing over the wire here, and break clients and pyarrow's own stream of batches.
+    """
+    if not any(_has_dictionary(field.type) for field in schema):
+        return schema
+    return pa.schema([field.with_type(_plain(field.type)) for field in schema], metadata=schema.metadata)
+
+
+def _has_dictionary(data_type: pa.DataType) -> bool:
+    if pa.types.is_dictionary(data_type):
+        return True
+    return any(_has_dictionary(data_type.field(index).type) for index in range(data_type.num_fields))
+
+
+def _plain(data_type: pa.DataType) -> pa.DataType:
+    if pa.types.is_dictionary(data_type):
+        return data_type.value_type
+    if not _has_dictionary(data_type):
+        return data_type
+    fields = [
+        data_type.field(index).with_type(_plain(data_type.field(index).type)) for index in range(data_type.num_fields)
+    ]
+    if pa.types.is_struct(data_type):
+        return pa.struct(fields)
+    if pa.types.is_map(data_type):
+        return pa.map_(_plain(data_type.key_type), _plain(data_type.item_type))
+    if pa.types.is_fixed_size_list(data_type):
+        return pa.list_(fields[0], data_type.list_size)
+    if pa.types.is_list(data_type):
+        return pa.list_(fields[0])
+    return data_type
