@@ -17,7 +17,7 @@ from prometheus_client import CollectorRegistry, Gauge, Histogram
 
 from common.clock import Clock, SystemClock
 from common.datasets import INSTRUMENTS, QUOTES, TRADES, Dataset
-from common.errors import BrokerError, Unavailable
+from common.errors import BrokerError, TailGap, Unavailable
 from common.log import KafkaLog, KafkaLogReader, TopicInfo
 from common.registry import open_registry
 from common.schemas.arrow import table_schema
@@ -127,7 +127,9 @@ class Lake:
         self._newest = {dataset.name: self._snapshots.newest(dataset) for dataset in self._datasets}
         self._reader = KafkaLogReader(self._kafka, client_id="k2-tail")
         registry = open_registry(self._kafka.schema_registry_url)
-        self._publisher = Publisher(self._database, self._reader, registry, self._settings, self._clock, self._datasets)
+        self._publisher = Publisher(
+            self._database, self._reader, registry, self._settings, self._clock, self._datasets, topic_ids=log.topic_ids
+        )
         self._threads = [
             threading.Thread(target=self._guarded, args=(self._publish,), name="k2-publisher"),
             threading.Thread(target=self._guarded, args=(self._refresh, log), name="k2-refresher"),
@@ -191,7 +193,7 @@ class Lake:
                 if topics is not None:
                     publisher.assign(*topics)
                 published = publisher.poll(0.1)
-            except (BrokerError, Unavailable) as error:
+            except (BrokerError, TailGap, Unavailable) as error:
                 self._log.warning("the tail waits", reason=str(error))
                 self._stopping.wait(0.2)
                 continue

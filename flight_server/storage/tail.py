@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 from collections import deque
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -75,8 +75,12 @@ class Publisher:
         settings: FlightSettings,
         clock: Clock,
         datasets: Sequence[Dataset],
+        *,
+        topic_ids: Callable[[Iterable[str]], Mapping[str, str]],
     ) -> None:
+        """`topic_ids` asks the broker for topics' ids as they are now (KafkaLog.topic_ids)."""
         self._database = database
+        self._topic_ids = topic_ids
         self._reader = reader
         self._settings = settings
         self._clock = clock
@@ -147,17 +151,16 @@ class Publisher:
     # -- the publisher thread's steps
 
     def assign(self, cluster_id: str, topics: Iterable[TopicInfo]) -> None:
-        """Follow these topics; what is new is read from where its table's snapshot ends."""
+        """Follow these topics; what is new is read from where its table's snapshot ends.
+
+        A topic made anew under its old name makes every tail start again, and what the old one had beyond the snapshot
+        is gone: the log no longer has it, and the sink drops it too.
+        """
         self._cluster_id = cluster_id
         wanted = {info.topic: info for info in topics}
         if wanted == self._topics:
             return
-        for topic, info in wanted.items():
-            known = self._topics.get(topic)
-            if known is not None and known.topic_id != info.topic_id:
-                self._log.warning(
-                    "topic was made anew and is read as a new source", topic=topic, topic_id=info.topic_id
-                )
+        anew = [topic for topic, info in wanted.items() if self._topics.get(topic, info).topic_id != info.topic_id]
         self._topics = wanted
         for name, table in self._tables.items():
             fresh = {
@@ -176,7 +179,12 @@ class Publisher:
             table.tail = replace(
                 table.tail, base=table.tail.base.advanced(fresh), position=table.tail.position.advanced(fresh)
             )
-        self._assign_reader()
+        if anew:
+            self._log.warning("topics were made anew and are read as new sources", topics=anew)
+            self._gap = TailGap(f"the topic {anew[0]} was made anew and is being read from its beginning; try again")
+            self.reset()
+        else:
+            self._assign_reader()
 
     def adopt(self, snapshots: Mapping[str, Snapshot]) -> None:
         """Publish each table with its newer snapshot and forget the tail rows that it has (rule 7).
@@ -221,8 +229,8 @@ class Publisher:
         """Read what arrived, gathered for `tail_publish_ms`, and publish it; returns the rows published.
 
         Whatever is raised, the next call starts the tail again from the snapshots' ends, and until it has caught up
-        `gap` says so. Raises BrokerError (LogTruncated when retention was faster than the sink), and Unavailable when
-        the tail is full.
+        `gap` says so. Raises BrokerError (LogTruncated when retention was faster than the sink), TailGap when a topic
+        was made anew, and Unavailable when the tail is full.
         """
         if self._must_reset:
             self.reset()
@@ -267,6 +275,7 @@ class Publisher:
         moved = {name: self._moved(table, positions) for name, table in self._tables.items()}
         if not gathered and not any(moved.values()):
             return 0
+        self._confirm_topics()
         tails: dict[str, Tail] = {}
         rows_of: dict[str, pa.Table] = {}
         for name, table in self._tables.items():
@@ -283,6 +292,16 @@ class Publisher:
             self._tables[name].tail = tail
         self._note_latencies(rows_of.values())
         return sum(rows.num_rows for rows in rows_of.values())
+
+    def _confirm_topics(self) -> None:
+        """Raise TailGap unless all that was read was read of the topics as they are known here.
+
+        Kafka serves fetches by name, so of a topic made anew the new records come under the old one's positions. Ids
+        never come back: the same id after the read means the same topic during it. 0.5 ms a publication.
+        """
+        known = {topic: info.topic_id for topic, info in self._topics.items()}
+        if self._topic_ids(known) != known:
+            raise TailGap("a topic was made anew or deleted; the tail is being read again, try again")
 
     def _note_latencies(self, published: Iterable[pa.Table]) -> None:
         now_us = self._clock.now_us()
@@ -357,7 +376,10 @@ class Publisher:
                 )
                 tails[name] = replace(table.tail, base=base, segments=segments)
             positions = [
-                (number, self._tables[self._owner[p]].tail.position.get(p, snapshots[self._owner[p]].offsets.next_offset(p)))
+                (
+                    number,
+                    self._tables[self._owner[p]].tail.position.get(p, snapshots[self._owner[p]].offsets.next_offset(p)),
+                )
                 for p, number in self._numbers.items()
                 if all_positions
             ]

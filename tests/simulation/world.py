@@ -7,7 +7,7 @@ schedule too: that is what makes shortening a failing one easy.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -244,6 +244,7 @@ class World:
         return SinkWorker(
             dataset=TRADES,
             sources=self._sources,
+            confirm=self._confirm,
             reader=self.log.reader(),
             decoder=Decoder(TRADES, REGISTRY),
             table=FakeTable(self.store),
@@ -260,6 +261,9 @@ class World:
             self._last_topics = topics
             self._last_sources = Sources(self.log.cluster_id, topics)
         return self._last_sources
+
+    def _confirm(self, sources: Sources) -> bool:
+        return sources.topics == self.log.topics
 
     def _snapshot(self) -> Snapshot:
         """The newest snapshot, as the catalog would tell it; its files become tables of the database."""
@@ -285,8 +289,13 @@ class World:
         cursor.execute("CREATE SCHEMA k2.sim")
         cursor.close()
         self.reader = self.log.reader()
-        self.publisher = Publisher(self.database, self.reader, REGISTRY, SETTINGS, self.clock, [TRADES])
+        self.publisher = Publisher(
+            self.database, self.reader, REGISTRY, SETTINGS, self.clock, [TRADES], topic_ids=self._topic_ids
+        )
         self.refresh(0)
+
+    def _topic_ids(self, names: Iterable[str]) -> dict[str, str]:
+        return {name: info.topic_id for name, info in self.log.topics.items() if name in set(names)}
 
     def _stop_server(self) -> None:
         self.reader.close()
