@@ -67,8 +67,8 @@ class RunningStatement:
     ) -> None:
         """Take a cursor, fix the cut if `cut_of` is given, and start the first execution.
 
-        Blocks until the engine has something to give, which for an aggregate is all of its work. `is_abandoned` is asked
-        now and then whether anybody still waits for it, never after `start` has returned. Raises our errors.
+        Blocks until the engine has something to give, which for an aggregate is all of its work. `is_abandoned` is
+        asked now and then whether anybody still waits for it, never after `start` has returned. Raises our errors.
         """
         self._is_abandoned = is_abandoned
         try:
@@ -261,38 +261,3 @@ def _differences(promised: pa.Schema, found: pa.Schema) -> str:
         if was != there
     ]
     return "; ".join(changed) or "the columns have other names or another number"
-
-
-class TablesChanged(Unavailable):
-    """A result has another schema than was promised: the plan is older than the tables."""
-
-
-class _Guard:
-    """Holds the cursor's lock for one step; an exception inside ends the statement and comes out as ours."""
-
-    def __init__(self, statement: RunningStatement) -> None:
-        self._statement = statement
-
-    def __enter__(self) -> None:
-        self._statement._use.acquire()
-
-    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        self._statement._use.release()
-        if error is not None:
-            ours = self._statement._fail(error)
-            if ours is not error:
-                raise ours from None
-
-
-def _schema_changed(promised: pa.Schema, found: pa.Schema, *, several: bool) -> K2Error:
-    changed = [
-        f"{name} is {there} instead of {was}"
-        for name, was, there in zip(promised.names, promised.types, found.types, strict=False)
-        if was != there
-    ]
-    what = "; ".join(changed) or "the number of columns differs"
-    if several:
-        return InvalidStatement(
-            f"the parameter sets give results of different types ({what}); cast the parameters, as in ?::DECIMAL(18,8)"
-        )
-    return TablesChanged(f"the tables changed since the statement was planned ({what}); run it again")

@@ -1,0 +1,137 @@
+"""The gRPC face: each call decoded, handed to who answers it, and its errors put into words for the wire."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from prometheus_client import CollectorRegistry, Counter, Histogram
+from pyarrow import flight
+
+from common.errors import K2Error, Unsupported
+from common.settings import FlightSettings
+from common.telemetry import correlation, get_logger
+from flight_server.engine.engine import Engine
+from flight_server.protocol.commands import decode_command, name_of
+from flight_server.protocol.tickets import TicketSeal
+from flight_server.service.actions import Actions
+from flight_server.service.commands import handler_of, query_handlers
+from flight_server.service.middleware import CORRELATION, Anonymous, CorrelationFactory
+from flight_server.service.prepared import PreparedStatements
+from flight_server.service.status import on_the_wire
+
+
+class FlightSqlServer(flight.FlightServerBase):  # type: ignore[misc]
+    """Serves as soon as it is made. Raises OSError when the address cannot be had."""
+
+    def __init__(
+        self,
+        location: str,
+        engine: Engine,
+        settings: FlightSettings,
+        prepared: PreparedStatements,
+        *,
+        registry: CollectorRegistry,
+        seal: TicketSeal | None = None,
+    ) -> None:
+        self._log = get_logger("flight_server.service")
+        self._handlers = query_handlers(engine, settings, seal or TicketSeal(), prepared)
+        self._actions = Actions(engine, prepared)
+        self._calls = Counter("k2_flight_calls", "Flight calls", ["method", "command", "status"], registry=registry)
+        self._seconds = Histogram(
+            "k2_flight_call_seconds",
+            "A call until its answer; for DoGet until its stream begins",
+            ["method"],
+            registry=registry,
+            buckets=(0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 10, 60, 300),
+        )
+        super().__init__(location, auth_handler=Anonymous(), middleware={CORRELATION: CorrelationFactory()})
+
+    # -- what Flight SQL uses
+
+    def get_flight_info(
+        self, context: flight.ServerCallContext, descriptor: flight.FlightDescriptor
+    ) -> flight.FlightInfo:
+        with self._call(context, "GetFlightInfo") as call:
+            command = call.decoded(lambda: decode_command(descriptor.command))
+            handler = handler_of(self._handlers, command)
+            schema = handler.schema(command)
+            # No locations: the client is to ask on the connection it has.
+            endpoint = flight.FlightEndpoint(handler.ticket(command, schema), [])
+            return flight.FlightInfo(schema, descriptor, [endpoint], -1, -1)
+
+    def get_schema(self, context: flight.ServerCallContext, descriptor: flight.FlightDescriptor) -> flight.SchemaResult:
+        with self._call(context, "GetSchema", flight_errors=False) as call:
+            command = call.decoded(lambda: decode_command(descriptor.command))
+            return flight.SchemaResult(handler_of(self._handlers, command).schema(command))
+
+    def do_get(self, context: flight.ServerCallContext, ticket: flight.Ticket) -> flight.FlightDataStream:
+        with self._call(context, "DoGet") as call:
+            command = call.decoded(lambda: decode_command(ticket.ticket, where="Ticket.ticket"))
+            return handler_of(self._handlers, command).stream(command, context.is_cancelled, call.log)
+
+    def do_put(
+        self,
+        context: flight.ServerCallContext,
+        descriptor: flight.FlightDescriptor,
+        reader: flight.MetadataRecordBatchReader,
+        writer: flight.FlightMetadataWriter,
+    ) -> None:
+        with self._call(context, "DoPut") as call:
+            self._actions.put(call.decoded(lambda: decode_command(descriptor.command)), reader, writer)
+
+    def do_action(self, context: flight.ServerCallContext, action: flight.Action) -> list[bytes]:
+        with self._call(context, "DoAction") as call:
+            call.command = str(action.type) if str(action.type).isidentifier() else "unknown"
+            return self._actions.run(action)
+
+    def list_actions(self, context: flight.ServerCallContext) -> list[flight.ActionType]:
+        return self._actions.types()
+
+    # -- what it does not
+
+    def list_flights(self, context: flight.ServerCallContext, criteria: bytes) -> Iterator[flight.FlightInfo]:
+        with self._call(context, "ListFlights"):
+            raise Unsupported("K2 does not list flights; ask for its tables with GetTables")
+
+    def do_exchange(self, context: flight.ServerCallContext, *_: object) -> None:
+        with self._call(context, "DoExchange"):
+            raise Unsupported("K2 does not offer DoExchange; send queries with GetFlightInfo and DoGet")
+
+    @contextmanager
+    def _call(self, context: flight.ServerCallContext, method: str, *, flight_errors: bool = True) -> Iterator[_Call]:
+        started_s = time.perf_counter()
+        middleware = context.get_middleware(CORRELATION)
+        call = _Call(self._log, middleware.correlation_id)
+        status = "ok"
+        try:
+            with correlation(middleware.correlation_id):
+                yield call
+        except Exception as error:  # noqa: BLE001  (whatever it is, it must not leave with a traceback)
+            status = type(error).__name__ if isinstance(error, K2Error) else "Internal"
+            call.log.debug("a call was refused", method=method, command=call.command, error=str(error))
+            raise on_the_wire(error, call.log, flight_errors=flight_errors) from None
+        finally:
+            self._calls.labels(method, call.command, status).inc()
+            self._seconds.labels(method).observe(time.perf_counter() - started_s)
+
+
+class _Call:
+    """One call: the name of what it carries, once known, and a log that says which call it is."""
+
+    def __init__(self, log: Any, correlation_id: str) -> None:
+        self.command = "unknown"
+        self._log = log
+        self._correlation_id = correlation_id
+
+    @property
+    def log(self) -> Any:
+        """Bound by hand: streams go on after the call's own context has ended."""
+        return self._log.bind(correlation_id=self._correlation_id)
+
+    def decoded(self, decode: Callable[[], Any]) -> Any:
+        command = decode()
+        self.command = name_of(command)
+        return command

@@ -1,0 +1,52 @@
+"""A running statement as a Flight data stream, and its end on every path.
+
+The generator's `finally` runs when the result is read to its end, when it fails, when the client cancels or vanishes
+(gRPC drops the stream, Python drops the generator), and also when nobody ever reads the first batch: that is why the
+generator is started before it is handed over. A statement whose client stays but stops reading is ended by
+its deadline.
+
+pyarrow's GeneratorStream and not RecordBatchStream: only there does an error inside the stream keep its gRPC status.
+With the engine reading ahead on its own thread it is as fast (10M rows x 4 columns: 0.46 s against 0.45 to 0.55 s).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Generator
+from typing import Any
+
+import pyarrow as pa
+from pyarrow import flight
+
+from flight_server.engine.read_ahead import ReadAhead
+from flight_server.engine.running import RunningStatement
+from flight_server.service.status import on_the_wire
+
+
+def stream_of(statement: RunningStatement, log: Any) -> flight.FlightDataStream:
+    """The statement's result; its cut comes as app_metadata of the first batch, `{"cut": "..."}`."""
+    items = _items(statement, log)
+    next(items)
+    return flight.GeneratorStream(statement.schema, items)
+
+
+def table_stream(table: pa.Table) -> flight.FlightDataStream:
+    """A small table that is already there."""
+    return flight.RecordBatchStream(table)
+
+
+def _items(statement: RunningStatement, log: Any) -> Generator[Any, None, None]:
+    """First None, then what GeneratorStream takes: a batch, or a batch with the metadata that travels beside it."""
+    batches = ReadAhead(statement)
+    try:
+        yield None
+        metadata = None if statement.cut is None else json.dumps({"cut": statement.cut}).encode()
+        for batch in batches:
+            yield batch if metadata is None else (batch, metadata)
+            metadata = None
+        if metadata is not None:
+            yield pa.RecordBatch.from_pylist([], schema=statement.schema), metadata
+    except Exception as error:  # noqa: BLE001  (whatever it is, it must not leave with a traceback)
+        raise on_the_wire(error, log) from None
+    finally:
+        batches.close()
