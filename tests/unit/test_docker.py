@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import shutil
@@ -11,22 +10,12 @@ import tomllib
 from pathlib import Path
 from typing import Any
 
+import click
 import pytest
 import yaml
-from prometheus_client import CollectorRegistry
 
-from common.settings import (
-    ALL_SETTINGS,
-    FlightSettings,
-    IngestSettings,
-    KafkaSettings,
-    LakeSettings,
-    SinkSettings,
-    TelemetrySettings,
-)
-from flight_server.storage.lake import Lake
-from ingest.service import IngestService
-from sink.service import SinkService
+from common.settings import ALL_SETTINGS, FlightSettings, KafkaSettings, LakeSettings, TelemetrySettings
+from k2.cli import cli
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCKER = ROOT / "docker"
@@ -162,31 +151,16 @@ def test_the_extras_that_the_image_installs_exist() -> None:
     assert used <= set(extras)
 
 
-def test_the_dashboard_draws_metrics_that_k2_has(tmp_path: Path) -> None:
-    dashboard = json.loads((DOCKER / "grafana/dashboards/k2.json").read_text())
-    source = yaml.safe_load((DOCKER / "grafana/provisioning/datasources/prometheus.yaml").read_text())["datasources"][0]
-    drawn: set[str] = set()
-    for panel in dashboard["panels"]:
-        for target in panel.get("targets", []):
-            assert target["datasource"] == {"type": source["type"], "uid": source["uid"]}
-            drawn |= set(re.findall(r"\bk2_\w+", target["expr"]))
-    assert len(drawn) >= 15
-    assert {re.sub(r"_(total|bucket|sum|count)$", "", name) for name in drawn} <= metrics(tmp_path)
-
-
-def metrics(data_dir: Path) -> set[str]:
-    """The names of the metrics of every part, as the parts themselves register them."""
-    registry = CollectorRegistry()
-    kafka = KafkaSettings.load(bootstrap_servers="127.0.0.1:1")
-    lake_settings = LakeSettings.load(data_dir=data_dir)
-    flight_settings = FlightSettings.load(port=0)
-    IngestService(["BTCUSDT"], kafka=kafka, settings=IngestSettings.load(), registry=registry)
-    SinkService(kafka, lake_settings, SinkSettings.load(), registry=registry)
-    lake = Lake(kafka, lake_settings, flight_settings, registry=registry)
-    try:
-        return {metric.name for metric in registry.collect()}
-    finally:
-        lake.stop()
+def test_the_commands_that_the_containers_run_are_ones_that_k2_has() -> None:
+    for service in OWN.values():
+        arguments = [interpolated(argument) for argument in service["command"]]
+        command: click.Command = cli
+        context = cli.make_context("k2", arguments, resilient_parsing=True)
+        while isinstance(command, click.Group):
+            name, found, arguments = command.resolve_command(context, arguments)
+            assert name is not None and found is not None
+            command = found
+        command.make_context(name, arguments)
 
 
 def test_compose_itself_accepts_the_file() -> None:
