@@ -48,6 +48,8 @@ _DEFAULT_SYMBOLS = ("BTCUSDT", "ETHUSDT")
 #: Frames of a capture that are looked at to learn its symbols.
 _FRAMES_LOOKED_AT = 2_000
 _DRAIN_S_MAX = 120.0
+#: How often the counters are looked at, and how often the panel's queries run.
+_LOOK_S, _QUERIES_S = 0.25, 3.0
 #: With Ctrl-C the whole must end within 5 s: this is the sink's share.
 _DRAIN_ON_SIGNAL_S_MAX = 2.5
 
@@ -225,17 +227,20 @@ class Demo:
         watch = _Watch(parts, replaying=bool(self._options.replay))
         with connect(parts.server.flight.uri) as connection:
             with self._live(panel) as live:
-                queries_due_s = 0.0
-                while not stop.is_set() and not self._is_over(parts):
+                look_due_s = queries_due_s = 0.0
+                while not stop.wait(0.02) and not self._is_over(parts):
                     if (failure := parts.failure()) is not None:
                         raise failure
+                    if time.monotonic() < look_due_s:
+                        continue
+                    look_due_s = time.monotonic() + _LOOK_S
                     shown = watch.look()
-                    if live is not None and time.monotonic() >= queries_due_s:
+                    if live is None:
+                        continue
+                    if time.monotonic() >= queries_due_s:
                         panel.answers = answers(connection)
-                        queries_due_s = time.monotonic() + 3.0
-                    if live is not None:
-                        live.update(panel.render(shown))
-                    stop.wait(0.25 if live is not None else 0.02)
+                        queries_due_s = time.monotonic() + _QUERIES_S
+                    live.update(panel.render(shown))
                 signalled = stop.is_set()
                 parts.ingest.stop(STOP_S_MAX)
                 drained = self._drain(parts, _DRAIN_ON_SIGNAL_S_MAX if signalled else _DRAIN_S_MAX)
@@ -279,6 +284,10 @@ class Demo:
                 raise parts.sink.failure
             if time.monotonic() > deadline_s:
                 return False
+            time.sleep(0.02)
+        # The server learns of the last commits within its refresh interval; then the cut names them.
+        committed = {name: stats.snapshot_id for name, stats in parts.sink.stats().items()}
+        while parts.server.lake.stats().snapshot_ids != committed and time.monotonic() < deadline_s:
             time.sleep(0.02)
         return True
 
