@@ -91,6 +91,10 @@ class Engine:
         for statement in self._watchdog.running():
             statement.cancel(reason)
 
+    def expire(self) -> None:
+        """End the statements that are late now; the watchdog does so several times a second."""
+        self._watchdog.expire()
+
     def stop(self) -> None:
         """End all statements and close every cursor. Idempotent."""
         stopping = Unavailable("the server is stopping; connect again")

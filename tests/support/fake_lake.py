@@ -1,0 +1,103 @@
+"""A lake for tests of the engine and the service: the real sealed database, rows by hand, one publication per call."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from decimal import Decimal
+from typing import Any
+
+import pyarrow as pa
+
+from common.datasets import DATASETS
+from common.errors import K2Error
+from common.schemas.arrow import table_schema
+from common.settings import FlightSettings
+from flight_server.storage.database import Database
+
+BASE_US = 1_723_100_000_000_000
+
+
+@dataclass(frozen=True)
+class FakeTable:
+    catalog: str
+    schema: str
+    name: str
+    kind: str
+    arrow_schema: pa.Schema
+
+
+def trades(numbers: Sequence[int], *, symbol: str = "BTCUSDT") -> pa.Table:
+    """Trades with these ids, one millisecond apart, price 100 + id/100."""
+    rows = [
+        {
+            "message_id": f"binance:{symbol}:{number}",
+            "exchange": "binance",
+            "symbol": symbol,
+            "trade_id": number,
+            "asset_class": "crypto",
+            "event_time": BASE_US + number * 1_000,
+            "transaction_time": None if number % 3 else BASE_US + number * 1_000,
+            "receive_time": BASE_US + number * 1_000 + 7,
+            "price": Decimal(100) + Decimal(number) / 100,
+            "quantity": Decimal("0.00000001") * (number + 1),
+            "currency": "USDT",
+            "side": "BUY" if number % 2 else "SELL",
+            "trade_conditions": [],
+            "source": "stream",
+            "source_sequence": None,
+            "vendor_data": {"k": "v"} if number % 5 == 0 else None,
+            "_kafka_topic": "abcdefgh",
+            "_kafka_partition": 0,
+            "_kafka_offset": number,
+        }
+        for number in numbers
+    ]
+    schema = table_schema("trade")
+    return pa.Table.from_pylist([{name: row.get(name) for name in schema.names} for row in rows], schema=schema)
+
+
+class FakeLake:
+    """Keeps flight_server.engine.seam.Lake's contract; `gap` makes it refuse answers."""
+
+    def __init__(self, rows: int = 0, settings: FlightSettings | None = None) -> None:
+        self._database = Database(settings or FlightSettings(), None)
+        self._relations: dict[str, str] = {}
+        self.generation = 0
+        self.gap: K2Error | None = None
+        with self._database.publication():
+            for dataset in DATASETS.values():
+                columns = self._database.column_types(table_schema(dataset.schema_name))
+                relation = self._database.create_segment(dataset.name, columns)
+                self._database.replace_view(dataset.name, f"SELECT * FROM {relation}")
+                self._relations[dataset.name] = relation
+        if rows:
+            self.publish(trades(range(rows)))
+
+    def publish(self, rows: pa.Table) -> None:
+        """Add trades and move the cut, in one transaction."""
+        self.generation += 1
+        with self._database.publication():
+            self._database.insert(self._relations["trades"], rows)
+            self._database.set_positions(self.generation, [], [])
+
+    # -- the seam
+
+    def cursor(self) -> Any:
+        return self._database.cursor()
+
+    def cut(self, cursor: Any) -> str | None:
+        return f"generation {self._database.positions(cursor)[0]}"
+
+    def check_ready(self) -> None:
+        if self.gap is not None:
+            raise self.gap
+
+    def tables(self) -> list[FakeTable]:
+        return [
+            FakeTable("k2", "market", dataset.name, "TABLE", table_schema(dataset.schema_name))
+            for dataset in DATASETS.values()
+        ]
+
+    def close(self) -> None:
+        self._database.close()
