@@ -103,13 +103,14 @@ class Panel:
 
 
 def _answer(answer: Answer) -> RenderableType:
-    table = Table(
-        title=f"{answer.name}  ({answer.ms:.1f} ms)", title_justify="left", title_style="bold", box=None, pad_edge=False
-    )
+    table = Table(box=None, pad_edge=False)
     for name in answer.table.column_names:
         table.add_column(name, justify="right", overflow="fold")
     for row in answer.table.slice(0, _ROWS_SHOWN).to_pylist():
         table.add_row(*("" if value is None else str(value) for value in row.values()))
-    if answer.table.num_rows > _ROWS_SHOWN:
-        table.caption = f"and {answer.table.num_rows - _ROWS_SHOWN} more"
-    return table
+    more = answer.table.num_rows - _ROWS_SHOWN
+    return Group(
+        Text(f"{answer.name}  ({answer.ms:.1f} ms)", style="bold"),
+        table,
+        Text(f"and {more} more" if more > 0 else "", style="dim"),
+    )

@@ -12,6 +12,7 @@ from typing import Protocol
 
 import structlog
 
+from clients import QueryError
 from common.errors import AccessError, BrokerError, K2Error, SettingsError, StatementError, Unavailable
 
 #: Exit codes, as `k2 --help` lists them.
@@ -67,7 +68,7 @@ def exit_code(error: BaseException) -> int:
         return EXIT_WRONG_USE
     if isinstance(error, BrokerError | Unavailable) or getattr(error, "code", "") == "UNAVAILABLE":
         return EXIT_UNREACHABLE
-    if isinstance(error, StatementError | AccessError):
+    if isinstance(error, QueryError | StatementError | AccessError):
         return EXIT_REFUSED
     return EXIT_FAILED if isinstance(error, K2Error) else EXIT_DEFECT
 
