@@ -37,13 +37,14 @@ class Planner:
 
     def __init__(self, lake_cursor: duckdb.DuckDBPyConnection, tables: Sequence[tuple[str, str, str]]) -> None:
         """`tables` are (catalog, schema, name); their columns are read off `lake_cursor`, once."""
-        catalog, table_functions = _catalog_of(lake_cursor)
+        catalog, schema, table_functions = _place_of(lake_cursor)
         self.table_functions: Set[str] = table_functions
-        self._catalog = catalog
+        self._place = f"{_quoted(catalog)}.{_quoted(schema)}"
         self._root = duckdb.connect(":memory:", config={"threads": 1, "memory_limit": _MEMORY_LIMIT})
         self._root.execute("SET GLOBAL TimeZone = 'UTC'")
         for name in sorted({catalog, *(table[0] for table in tables)} - {"memory"}):
             self._root.execute(f"ATTACH ':memory:' AS {_quoted(name)}")
+        self._root.execute(f"CREATE SCHEMA IF NOT EXISTS {self._place}")
         for table in tables:
             relation = ".".join(_quoted(part) for part in table)
             described = lake_cursor.execute(f"DESCRIBE {relation}").fetchall()
@@ -97,7 +98,7 @@ class Planner:
 
     def _cursor(self) -> duckdb.DuckDBPyConnection:
         cursor = self._root.cursor()
-        cursor.execute(f"USE {_quoted(self._catalog)}")
+        cursor.execute(f"USE {self._place}")
         return cursor
 
     def _arrow_field(self, cursor: duckdb.DuckDBPyConnection, sql_type: str) -> pa.Field:
@@ -131,16 +132,17 @@ def _describe(cursor: duckdb.DuckDBPyConnection, query: str, values: Values) -> 
     return [(name, sql_type) for name, sql_type, *_ in rows]
 
 
-def _catalog_of(cursor: duckdb.DuckDBPyConnection) -> tuple[str, Set[str]]:
+def _place_of(cursor: duckdb.DuckDBPyConnection) -> tuple[str, str, Set[str]]:
+    """Where names without a catalog and schema are looked up, and the table functions that there are."""
     try:
-        row = cursor.execute("SELECT current_catalog()").fetchone()
+        row = cursor.execute("SELECT current_catalog(), current_schema()").fetchone() or ("memory", "main")
         names = cursor.execute(
             "SELECT DISTINCT lower(function_name) FROM duckdb_functions() "
             "WHERE function_type IN ('table', 'table_macro', 'pragma')"
         ).fetchall()
     except duckdb.Error as error:
         raise translated(error) from None
-    return (row[0] if row else "memory"), frozenset(name for (name,) in names)
+    return row[0], row[1], frozenset(name for (name,) in names)
 
 
 def _parameter_types(node: Any) -> Iterator[tuple[str, str]]:
