@@ -12,8 +12,6 @@ from typing import IO, Any, BinaryIO
 
 import click
 from prometheus_client import CollectorRegistry
-from rich.console import Console
-from rich.table import Table
 
 from clients import connect
 from clients.formats import BINARY_FORMATS, FORMATS, Format, write
@@ -357,13 +355,13 @@ def _output(path: Path | None) -> Iterator[BinaryIO]:
 
 
 def _list_settings() -> None:
-    table = Table("variable", "in force", "what it is", box=None)
+    """Every variable with the value in force, in the form of an environment file."""
     for kind in ALL_SETTINGS:
         loaded = kind.load()
         for name, field in kind.model_fields.items():
-            variable = f"{kind.model_config['env_prefix']}{name.upper()}"
-            table.add_row(variable, str(getattr(loaded, name)), field.description or "")
-    Console().print(table)
+            value = getattr(loaded, name)
+            comment = f"  # {field.description}" if field.description else ""
+            click.echo(f"{kind.model_config['env_prefix']}{name.upper()}={'' if value is None else value}{comment}")
 
 
 if __name__ == "__main__":

@@ -13,8 +13,8 @@ import pytest
 import clients
 from clients import ClientError, Connection
 from common.settings import KafkaSettings
-from tests.integration.processes import Process, started
 from tests.support.kafka import eventually
+from tests.support.processes import Process, started
 
 KILLS = 10
 SYMBOLS = {"BTCUSDT": 10_147, "ETHUSDT": 6_106}
