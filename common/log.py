@@ -18,6 +18,7 @@ from confluent_kafka.admin import AdminClient, NewTopic, OffsetSpec
 
 from common.errors import BrokerError, LogTruncated
 from common.offsets import KafkaPartition, PartitionOffsets
+from common.resilience import retrying
 from common.settings import KafkaSettings
 
 _TRANSIENT = {
@@ -189,13 +190,18 @@ class KafkaLog:
         }
         if not partitions:
             return {}
-        with self._translated("list offsets"):
-            futures = self._admin.list_offsets(
-                dict.fromkeys(partitions, spec),
-                isolation_level=IsolationLevel.READ_COMMITTED,
-                request_timeout=self._timeout_s,
-            )
-            return {partitions[partition]: future.result().offset for partition, future in futures.items()}
+
+        def listed() -> dict[KafkaPartition, int]:
+            with self._translated("list offsets"):
+                futures = self._admin.list_offsets(
+                    dict.fromkeys(partitions, spec),
+                    isolation_level=IsolationLevel.READ_COMMITTED,
+                    request_timeout=self._timeout_s,
+                )
+                return {partitions[partition]: future.result().offset for partition, future in futures.items()}
+
+        # A topic that was just made has no leader for some moments: Apache Kafka then answers "not leader".
+        return retrying(first_wait_s=0.05, wait_s_max=0.5, give_up_after_s=self._timeout_s)(listed)
 
     def _translated(self, doing: str, *, unless: int | None = None) -> contextlib.AbstractContextManager[None]:
         return _translated(f"{doing} at {self._settings.bootstrap_servers}", unless=unless)

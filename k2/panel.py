@@ -90,12 +90,9 @@ class Panel:
         lines.add_row(
             "Python", Text(f'import clients; clients.connect("{self._uri}").polars("FROM market.trades LIMIT 5")')
         )
-        lines.add_row(
-            "ADBC", Text(f'import adbc_driver_flightsql.dbapi as db; db.connect("{self._uri}", autocommit=True)')
-        )
-        lines.add_row(
-            "polars", Text(f'pl.read_database_uri("FROM market.quotes LIMIT 5", "{self._uri}", engine="adbc")')
-        )
+        adbc = f'db.connect("{self._uri}", autocommit=True)'
+        lines.add_row("ADBC", Text(f"import adbc_driver_flightsql.dbapi as db; connection = {adbc}"))
+        lines.add_row("polars", Text(f'pl.read_database("FROM market.quotes LIMIT 5", {adbc})'))
         lines.add_row("DBeaver", Text(f"jdbc:arrow-flight-sql://{host}:{port}/?useEncryption=false"))
         lines.add_row("shell", Text(f'k2 query --uri {self._uri} "SELECT count(*) FROM market.trades"'))
         lines.add_row("", Text("Ctrl-C ends it all", style="dim"))
