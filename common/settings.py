@@ -128,7 +128,7 @@ class IngestSettings(Settings):
         100_000, ge=1000, le=10_000_000, description="unacknowledged messages before the socket waits"
     )
     delivery_timeout_ms: int = Field(
-        120_000, ge=1000, le=3_600_000, description="a message not acknowledged for this long ends ingest with an error"
+        120_000, ge=3000, le=3_600_000, description="a message not acknowledged for this long ends ingest with an error"
     )
     checkpoint_interval_s: float = Field(10.0, gt=0, le=3600)
 

@@ -50,6 +50,8 @@ _POLL_S: Final = 0.02
 _FULL_QUEUE_WAIT_S: Final = 0.003
 #: A checkpoint waits this long for the queue to run empty; then it is left for the next time.
 _CHECKPOINT_FLUSH_S: Final = 2.0
+#: The first messages wait for librdkafka to get the producer its id: 0.5 or 1.0 s, by a timer of its own.
+_FIRST_ACKNOWLEDGED_S_MAX: Final = 15.0
 #: Topics that were just created show up within this time on every broker seen.
 _TOPICS_WAIT_S: Final = 15.0
 
@@ -229,8 +231,8 @@ class IngestService:
         assert self._producer is not None
         pump: asyncio.Task[None] | None = None
         try:
-            await self._feed.open()
             await self._announce_instruments()
+            await self._feed.open()
             pump = asyncio.create_task(self._pump())
             feed = asyncio.create_task(self._feed.run())
             ready()
@@ -368,7 +370,11 @@ class IngestService:
         await asyncio.sleep(_FULL_QUEUE_WAIT_S)
 
     async def _announce_instruments(self) -> None:
-        """One record per symbol, unless the log's last one says the same."""
+        """One record per symbol, unless the log's last one says the same; acknowledged before any frame is read.
+
+        So a broker that takes nothing is known at start, and the 0.5 to 1 s in which librdkafka gets an idempotent
+        producer its id are over before the first trade. Raises BrokerError.
+        """
         self._headers = correlation_headers(new_correlation_id())
         exchange = self._session.exchange
         for symbol in self._session.symbols:
@@ -378,6 +384,11 @@ class IngestService:
                 self._ledger.take_instrument(exchange, symbol, record["message_id"])
             else:
                 self._duplicates[INSTRUMENTS.name] += 1
+        if not await self._flushed(_FIRST_ACKNOWLEDGED_S_MAX):
+            raise BrokerError(
+                f"the broker {self._kafka.bootstrap_servers} did not acknowledge ingest's first messages within "
+                f"{_FIRST_ACKNOWLEDGED_S_MAX:.0f} s; check the broker and start again"
+            )
 
 
 class _StatsCollector(Collector):

@@ -55,13 +55,3 @@ def ingest(kafka: KafkaSettings) -> Iterator[Callable[..., IngestService]]:
     yield start
     for one in running:
         one.stop()
-
-
-@pytest.fixture
-def captures() -> dict[str, Path]:
-    """The real captures by name, where this checkout has them beside it."""
-    folder = Path(__file__).parents[4] / "shared" / "data" / "binance"
-    found = {path.name.removesuffix(".gz"): path for path in folder.glob("*.gz")} if folder.is_dir() else {}
-    if not found:
-        pytest.skip(f"there are no captures in {folder.name} beside this checkout")
-    return found

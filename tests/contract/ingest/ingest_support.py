@@ -24,11 +24,11 @@ from ingest.service import IngestService
 PATIENCE_S = 30.0
 
 
-def eventually(condition: Callable[[], bool], what: str) -> None:
+def eventually(condition: Callable[[], bool], what: str | Callable[[], str]) -> None:
     """Wait until the condition holds; fail when it never does."""
     pause, deadline_s = threading.Event(), time.monotonic() + PATIENCE_S
     while not condition():
-        assert time.monotonic() < deadline_s, f"never came true: {what}"
+        assert time.monotonic() < deadline_s, f"never came true: {what() if callable(what) else what}"
         pause.wait(0.002)
 
 
@@ -86,7 +86,10 @@ def made_up(path: Path, *, trades: int, first: int = 1, every_ns: int = 1_000) -
 
 def handled(service: IngestService, frames: int) -> None:
     """Wait until the service has handled so many frames, and the broker has all that came of them."""
-    eventually(lambda: service.failure is not None or service.stats().frames >= frames, f"{frames} frames handled")
+    eventually(
+        lambda: service.failure is not None or service.stats().frames >= frames,
+        lambda: f"{frames} frames handled: {service.stats()}",
+    )
     assert service.failure is None
     assert service.flush()
 
