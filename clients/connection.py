@@ -8,6 +8,7 @@ A Connection belongs to one thread at a time. Each statement reads one consisten
 
 from __future__ import annotations
 
+import contextlib
 import socket
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -134,7 +135,7 @@ class Connection:
             cursor.execute(sql, parameters)
             stream = ResultStream(cursor, cursor.fetch_record_batch())
         except BaseException as error:
-            cursor.close()
+            _let_go(cursor)
             if isinstance(error, dbapi.Error | pa.ArrowException | OSError):
                 raise query_error(error) from None
             raise
@@ -146,7 +147,7 @@ class Connection:
         self._closed = True
         for stream in list(self._streams):
             stream.close()
-        self._raw.close()
+        _let_go(self._raw)
 
     def __enter__(self) -> Self:
         return self
@@ -184,7 +185,7 @@ class ResultStream:
 
     def close(self) -> None:
         """Let the statement go, finished or not; the server stops working on it. May be called again."""
-        self._cursor.close()
+        _let_go(self._cursor)
 
     def __enter__(self) -> Self:
         return self
@@ -236,3 +237,9 @@ def _read(ca_file: Path) -> str:
         raise ConnectError(
             f"the certificates in {ca_file} cannot be read: {error.strerror}", code="INVALID_ARGUMENT"
         ) from None
+
+
+def _let_go(held: dbapi.Connection | dbapi.Cursor) -> None:
+    """Close it. A server that cannot be told any more has let go already: there is nothing to report then."""
+    with contextlib.suppress(dbapi.Error):
+        held.close()

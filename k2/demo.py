@@ -349,11 +349,11 @@ class _Watch:
         self._rates = (0.0, 0.0, 0.0)
         self._first_frame_s: float | None = None
         self._last_change_s = 0.0
-        self._seen = (-1, -1)
+        self._seen = (-1, -1, -1)
 
     @property
     def busy_s(self) -> float:
-        """From the first frame to the last row that was committed."""
+        """From the first frame to the last one that was handled, or the last row that was committed."""
         return 0.0 if self._first_frame_s is None else max(self._last_change_s - self._first_frame_s, 1e-3)
 
     def rate(self, count: int) -> float:
@@ -366,8 +366,8 @@ class _Watch:
         committed = sum(stats.rows_committed for stats in sinks)
         if self._first_frame_s is None and ingest.frames:
             self._first_frame_s = now_s
-        if (ingest.acknowledged, committed) != self._seen:
-            self._seen, self._last_change_s = (ingest.acknowledged, committed), now_s
+        if (ingest.frames, ingest.acknowledged, committed) != self._seen:
+            self._seen, self._last_change_s = (ingest.frames, ingest.acknowledged, committed), now_s
         if self._last is None or now_s - self._last[0] >= 1.0:
             if self._last is not None:
                 elapsed = now_s - self._last[0]
