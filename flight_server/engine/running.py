@@ -22,6 +22,9 @@ from flight_server.engine.shapes import sliced, without_dictionaries
 #: Called once at the end: status word, rows, bytes.
 OnEnd = Callable[[str, int, int], None]
 
+#: How often an error that the engine lost is looked for.
+_SEARCHES = 3
+
 
 class RunningStatement:
     """The result of one execution. Iterate it, or `close` it; both end it."""
@@ -51,6 +54,7 @@ class RunningStatement:
         self._reason: K2Error | None = None
         self._ended = False
         self._is_abandoned: Callable[[], bool] | None = None
+        self._values: Values = ()
         self._rows = 0
         self._bytes = 0
         # _use: held while the cursor works. _state: held for the moments in which the fields above change.
@@ -189,12 +193,39 @@ class RunningStatement:
     def _fail(self, error: BaseException) -> BaseException:
         """What the reader is to see for `error`; ends the statement."""
         ours = self._reason or translated(error)
+        if isinstance(ours, StatementCancelled) and self._reason is None and not self._ended:
+            ours = self._lost_cause(ours)
         self._end(type(ours).__name__)
         return ours
+
+    def _lost_cause(self, cancelled: StatementCancelled) -> BaseException:
+        """What stopped the statement, when the engine says that it was interrupted and nobody did so.
+
+        When one of the engine's threads fails it interrupts the others, and now and then (1 in 250 measured) their
+        interrupt is reported in place of its error. Running it again, to nobody, finds the error; the deadline holds.
+        """
+        with self._use:
+            for _ in range(_SEARCHES):
+                if self._cursor is None:
+                    break
+                try:
+                    if self._in_transaction:
+                        self._cursor.execute("ROLLBACK")
+                        self._cursor.execute("BEGIN TRANSACTION READ ONLY")
+                    for _batch in self._cursor.execute(self._text, self._values or None).to_arrow_reader(
+                        self._rows_max
+                    ):
+                        self._check()
+                except (duckdb.Error, OSError, K2Error) as again:
+                    found = self._reason or translated(again)
+                    if self._reason is not None or not isinstance(found, StatementCancelled):
+                        return found
+        return cancelled
 
     def _execute(self, cursor: duckdb.DuckDBPyConnection) -> Iterator[pa.RecordBatchReader]:
         """One reader per parameter set, each with the promised schema."""
         for values in self._runs:
+            self._values = values
             result = cursor.execute(self._text, values or None)
             reader = result.to_arrow_reader(self._rows_max)
             self._check()

@@ -6,7 +6,9 @@ import threading
 from collections.abc import Iterator
 from datetime import UTC, date, datetime, time, timedelta
 from decimal import Decimal
+from typing import Any
 
+import duckdb
 import psutil
 import pyarrow as pa
 import pytest
@@ -150,6 +152,60 @@ def test_an_error_in_the_middle_of_a_result(own: Started) -> None:
             seen += batch.num_rows
     assert seen > 0 and running.ended and own.engine.open_statements == 0
     assert own.ended("query", "InvalidStatement") == 1
+
+
+class LosesErrors:
+    """A real cursor, but the first stream that fails says `interrupted`, as the engine's own race makes it say."""
+
+    def __init__(self, cursor: duckdb.DuckDBPyConnection) -> None:
+        self._cursor = cursor
+        self.lost = 0
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._cursor, name)
+
+    def execute(self, *args: Any) -> LosesErrors:
+        self._cursor.execute(*args)
+        return self
+
+    def to_arrow_reader(self, rows: int) -> pa.RecordBatchReader:
+        reader = self._cursor.to_arrow_reader(rows)
+        return pa.RecordBatchReader.from_batches(reader.schema, self._batches(reader))
+
+    def _batches(self, reader: pa.RecordBatchReader) -> Iterator[pa.RecordBatch]:
+        try:
+            yield from reader
+        except OSError:
+            if self.lost:
+                raise
+            self.lost += 1
+            raise OSError("INTERRUPT Error: Interrupted!") from None
+
+
+@pytest.mark.parametrize(
+    "source", ["range(3000000) r", "range(3000) r, market.trades t, market.trades u limit 2500000"]
+)
+def test_an_error_that_the_engine_lost_is_found_again(monkeypatch: pytest.MonkeyPatch, source: str) -> None:
+    """Without tables and with them, that is, outside and inside a transaction."""
+    started = Started()
+    try:
+        losing: list[LosesErrors] = []
+
+        def cursor() -> Any:
+            losing.append(LosesErrors(started.lake._database.cursor()))
+            return losing[-1]
+
+        monkeypatch.setattr(started.lake, "cursor", cursor)
+        engine = Engine(started.lake, FlightSettings(), clock=started.clock, registry=CollectorRegistry())
+        engine.start()
+        failing = "case when row_number() over () >= 2000000 then 'x' else '1' end::int"
+        with pytest.raises(InvalidStatement, match="Could not convert string 'x'"):
+            list(ReadAhead(engine.execute(f"select {failing} v from {source}")))
+        assert sum(one.lost for one in losing) == 1
+        assert engine.open_statements == 0
+        engine.stop()
+    finally:
+        started.stop()
 
 
 def test_too_much_memory_is_a_limit() -> None:
@@ -300,8 +356,6 @@ def test_draining_refuses_and_stopping_ends(own: Started) -> None:
 
 
 def test_a_database_that_is_not_sealed_is_not_served() -> None:
-    import duckdb
-
     class Open(FakeLake):
         def cursor(self) -> duckdb.DuckDBPyConnection:
             return duckdb.connect(":memory:")

@@ -1,0 +1,1 @@
+select count(*), count(distinct side), count(*) from market.trades;
