@@ -205,7 +205,8 @@ class Demo:
         if self._options.live:
             return None
         if self._options.replay:
-            return Simulator.replay(self._options.replay, speed=self._options.speed)
+            # Left open, the silence behind the end makes ingest connect anew: it is not to get everything again.
+            return Simulator.replay(self._options.replay, speed=self._options.speed, resume=not self._options.once)
         return Simulator.random_market(Market(self._symbols, seed=1, after=seed), trades_per_s=self._options.rate)
 
     def _symbols_of_input(self) -> tuple[str, ...]:
