@@ -8,7 +8,6 @@ A Connection belongs to one thread at a time. Each statement reads one consisten
 
 from __future__ import annotations
 
-import contextlib
 import socket
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -241,5 +240,9 @@ def _read(ca_file: Path) -> str:
 
 def _let_go(held: dbapi.Connection | dbapi.Cursor) -> None:
     """Close it. A server that cannot be told any more has let go already: there is nothing to report then."""
-    with contextlib.suppress(dbapi.Error):
+    try:
         held.close()
+    except dbapi.Error:
+        # The driver (1.13) has released it all the same, but does not mark it so: closing it again, which it does
+        # itself when the object is collected, would end in a RuntimeError.
+        held._closed = True
