@@ -14,7 +14,7 @@ from common.errors import K2Error, Unsupported
 from common.settings import FlightSettings
 from common.telemetry import correlation, get_logger
 from flight_server.engine.engine import Engine
-from flight_server.protocol.commands import decode_command, name_of
+from flight_server.protocol.commands import ACTION_BODIES, decode_command, name_of
 from flight_server.protocol.tickets import TicketSeal
 from flight_server.service.actions import Actions
 from flight_server.service.commands import handler_of, query_handlers
@@ -84,7 +84,7 @@ class FlightSqlServer(flight.FlightServerBase):  # type: ignore[misc]
 
     def do_action(self, context: flight.ServerCallContext, action: flight.Action) -> list[bytes]:
         with self._call(context, "DoAction") as call:
-            call.command = str(action.type) if str(action.type).isidentifier() else "unknown"
+            call.command = str(action.type) if action.type in ACTION_BODIES else "unknown"
             return self._actions.run(action)
 
     def list_actions(self, context: flight.ServerCallContext) -> list[flight.ActionType]:

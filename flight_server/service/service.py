@@ -13,12 +13,15 @@ from common.settings import FlightSettings
 from common.telemetry import get_logger
 from flight_server.engine.engine import Engine
 from flight_server.engine.seam import Lake
+from flight_server.service.connections import close_accepted
 from flight_server.service.prepared import PreparedStatements
 from flight_server.service.server import FlightSqlServer
 from flight_server.service.status import hide_tracebacks, show_tracebacks
 
 #: How often a drain looks whether the last statement has ended.
 _DRAIN_STEP_S = 0.02
+#: What gRPC needs to end calls whose clients are gone.
+_GRACE_S = 0.5
 _WILDCARDS = {"0.0.0.0": "127.0.0.1", "::": "::1"}
 
 
@@ -86,7 +89,7 @@ class FlightService:
         self._log.info("serving Flight SQL", uri=self.uri)
 
     def stop(self, timeout_s: float = 10.0) -> None:
-        """Refuse new statements, let running ones end for a while, then cancel them. Idempotent."""
+        """Refuse new statements, let running ones end for a while, cancel them, close what clients hold. Idempotent."""
         if self._server is None or self._stopped:
             return
         self._stopped = True
@@ -98,12 +101,14 @@ class FlightService:
         while self._engine.open_statements and self._clock.monotonic_s() < drain_until_s:
             patience.wait(_DRAIN_STEP_S)
         self._engine.cancel_all(stopping)
-        # gRPC waits for calls that are under way, and a client that stopped reading can hold one for ever.
+        port = self.port
         ending = threading.Thread(target=self._server.shutdown, name="k2-flight-shutdown", daemon=True)
         ending.start()
-        ending.join(max(0.5, began_s + timeout_s - self._clock.monotonic_s()))
+        ending.join(max(_GRACE_S, began_s + timeout_s - _GRACE_S - self._clock.monotonic_s()))
         if ending.is_alive():
-            self._log.warning("a client holds its connection without reading; the server goes without it")
+            count = close_accepted(port)
+            self._log.warning("clients held their connections without reading; they were closed", connections=count)
+            ending.join(_GRACE_S)
         self._engine.stop()
         show_tracebacks()
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pyarrow as pa
 import pytest
@@ -104,6 +106,32 @@ def test_stopping_lets_short_results_end_and_cancels_long_ones(own: Served) -> N
         stopper.join()
     own.service.stop()
     assert own.service.stats().open_statements == 0
+
+
+def test_a_client_that_stopped_reading_does_not_keep_the_server() -> None:
+    """A paused result set: the whole process ends, with nothing but stop() to help it."""
+    code = """
+import sys
+from conftest import Served
+from common.settings import FlightSettings
+served = Served(FlightSettings(port=0, drain_s_max=0.05))
+print(served.uri, flush=True)
+sys.stdin.readline()
+served.service.stop(1.0)
+print(served.service.stats().open_statements, flush=True)
+served.lake.close()
+"""
+    paths = {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[3]), str(Path(__file__).parent)])}
+    command = [sys.executable, "-c", code]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True, env=os.environ | paths) as server:
+        assert server.stdout is not None
+        uri = next(line for line in server.stdout if line.startswith("grpc"))
+        with flight.connect(uri.strip()) as client:
+            reader = client.do_get(ticket(client, ENDLESS))
+            reader.read_chunk()
+            said, _ = server.communicate("stop\n", timeout=60)
+        assert server.returncode == 0 and said.endswith("0\n")
 
 
 def test_a_port_in_use_is_one_sentence(served: Served) -> None:
