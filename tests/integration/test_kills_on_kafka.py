@@ -75,7 +75,7 @@ def test_a_part_killed_ten_times_loses_and_doubles_nothing(
     uri = f"grpc://127.0.0.1:{_free_port()}"
     commands = {"sink": ("sink",), "serve": ("serve", "--port", uri.rpartition(":")[2])}
     ready = {"sink": r"k2: .* -> ", "serve": r"Flight SQL at "}
-    with started("ingest", "replay", *files, "--speed", "2", env=env) as ingest:
+    with started("ingest", "replay", *files, "--speed", "1", env=env) as ingest:
         ingest.wait_for("replaying into")
         parts = {name: Process(*command, env=env) for name, command in commands.items()}
         watcher = Watcher(uri)
