@@ -54,10 +54,10 @@ class Database:
         self._writer = self.cursor()
 
     def cursor(self) -> duckdb.DuckDBPyConnection:
-        """A new connection to the database, in catalog k2. One thread at a time."""
+        """A new connection to the database, in schema k2.market. One thread at a time."""
         try:
             cursor = self._root.cursor()
-            cursor.execute(f"USE {CATALOG}")
+            cursor.execute(f"USE {CATALOG}.{MARKET}")
         except duckdb.ConnectionException:
             raise Unavailable("the server is stopping; connect again") from None
         return cursor
