@@ -15,6 +15,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from threading import Event
@@ -139,7 +140,12 @@ class Demo:
         self._console = Console(stderr=options.as_json)
 
     def run(self) -> None:
-        with self._data_dir() as data_dir, stop_on_signals() as stop:
+        with stop_on_signals() as stop, ThreadPoolExecutor(1, thread_name_prefix="k2-demo") as body:
+            # Off the main thread: there ADBC takes SIGINT for itself while one of its calls runs, and cancels the call.
+            body.submit(self._run, stop).result()
+
+    def _run(self, stop: Event) -> None:
+        with self._data_dir() as data_dir:
             lake = LakeSettings.load(data_dir=data_dir)
             lake.prepare()
             lock = StateDirectory(data_dir / "demo").open()
