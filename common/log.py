@@ -210,7 +210,8 @@ class KafkaLog:
 class KafkaLogReader:
     """The LogReader on a real broker. Sees committed records only; commits no group offsets."""
 
-    def __init__(self, settings: KafkaSettings, *, client_id: str = "k2") -> None:
+    def __init__(self, settings: KafkaSettings, *, client_id: str = "k2", fetch_wait_ms_max: int | None = None) -> None:
+        """`fetch_wait_ms_max` is for readers that are in no hurry; None = the settings'."""
         self._servers = settings.bootstrap_servers
         config = settings.client_config() | {
             "client.id": client_id,
@@ -220,7 +221,7 @@ class KafkaLogReader:
             "enable.partition.eof": True,
             "auto.offset.reset": "error",
             "isolation.level": "read_committed",
-            "fetch.wait.max.ms": settings.fetch_wait_ms_max,
+            "fetch.wait.max.ms": fetch_wait_ms_max or settings.fetch_wait_ms_max,
             "fetch.error.backoff.ms": 100,
             "queued.min.messages": 200_000,
             # By default librdkafka pauses a full second whenever its queue was full: 61k rows/s, 101k with 10 ms.

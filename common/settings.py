@@ -123,7 +123,9 @@ class IngestSettings(Settings):
     backoff_s_first: float = Field(5.0, gt=0, le=60)
     backoff_s_max: float = Field(60.0, gt=0, le=3600)
     rotate_after_s: float = Field(4 * 3600.0, gt=0, le=23 * 3600)
-    linger_ms: float = Field(2.0, ge=0, le=1000)
+    linger_ms: float = Field(
+        5.0, ge=0, le=1000, description="how long the producer gathers a batch; many small ones cost a broker dearly"
+    )
     queue_messages_max: int = Field(
         100_000, ge=1000, le=10_000_000, description="unacknowledged messages before the socket waits"
     )

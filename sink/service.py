@@ -38,6 +38,11 @@ _TRUNCATED_ATTEMPTS_MAX = 6
 Worker = SinkWorker[WrittenFiles]
 
 
+#: A commit waits for its age anyway, so the broker may hold an empty fetch: three readers that ask 100 times a second
+#: took most of a core from the embedded broker.
+_FETCH_WAIT_MS = 100
+
+
 class SinkService:
     """Takes every topic of the datasets into its table, each record once, until stopped. One instance runs once.
 
@@ -120,7 +125,7 @@ class SinkService:
             dataset=dataset,
             sources=lambda: finder.sources(dataset),
             confirm=finder.confirm,
-            reader=KafkaLogReader(self._kafka, client_id=f"k2-sink-{dataset.name}"),
+            reader=KafkaLogReader(self._kafka, client_id=f"k2-sink-{dataset.name}", fetch_wait_ms_max=_FETCH_WAIT_MS),
             decoder=decoder,
             table=table,
             dead_letters=KafkaDeadLetters(self._kafka),
