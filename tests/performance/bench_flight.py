@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import adbc_driver_flightsql.dbapi as flight_sql
@@ -15,10 +16,13 @@ import duckdb
 import numpy as np
 import psutil
 import pyarrow as pa
+from google.protobuf import any_pb2
+from pyarrow import flight
 
 from common.datasets import TRADES
 from common.offsets import KafkaPartition, PartitionOffsets
 from common.settings import LakeSettings
+from flight_server.protocol import FlightSql_pb2
 from sink.table import IcebergTable
 from tests.performance.figures import Figure, times_ms
 from tests.performance.market_data import rows
@@ -52,6 +56,7 @@ def _measure(server: _Server, files: list[str], count: int) -> list[Figure]:
         def in_process(sql: str) -> pa.Table:
             return local.execute(sql).to_arrow_table()
 
+        bare = times_ms(_bare_flight_sql(server.uri, "SELECT 1"), 300)
         one, one_local = times_ms(lambda: remote("SELECT 1"), 300), times_ms(lambda: in_process("SELECT 1"), 300)
         point = times_ms(lambda: remote(_POINT.format(table="market.trades")), 30)
         point_local = times_ms(lambda: in_process(_POINT.format(table=parquet)), 30)
@@ -64,15 +69,12 @@ def _measure(server: _Server, files: list[str], count: int) -> list[Figure]:
             bulk_local += list(times_ms(lambda: _same(in_process(_BULK.format(table=parquet)), count), 1, warm_up=0))
         memory_after = server.memory_mib()
     ratio = float(np.median(bulk) / np.median(bulk_local))
+    in_process_p50, in_process_p99 = (f"in-process {_p(one_local, q):.2f} ms" for q in (50, 99))
     return [
-        Figure("flight", "SELECT 1 p50", float(np.median(one)), "ms", f"in-process {np.median(one_local):.2f} ms"),
-        Figure(
-            "flight",
-            "SELECT 1 p99",
-            float(np.percentile(one, 99)),
-            "ms",
-            f"in-process {np.percentile(one_local, 99):.2f} ms",
-        ),
+        Figure("flight", "SELECT 1 p50, GetFlightInfo and DoGet", _p(bare, 50), "ms", in_process_p50),
+        Figure("flight", "SELECT 1 p99, GetFlightInfo and DoGet", _p(bare, 99), "ms", in_process_p99),
+        Figure("flight", "SELECT 1 p50, through ADBC", _p(one, 50), "ms", in_process_p50),
+        Figure("flight", "SELECT 1 p99, through ADBC", _p(one, 99), "ms", in_process_p99),
         Figure(
             "flight",
             "point query p50",
@@ -96,6 +98,19 @@ def _measure(server: _Server, files: list[str], count: int) -> list[Figure]:
             f"before {memory_before:,.0f} MiB",
         ),
     ]
+
+
+def _p(times: np.ndarray, percent: float) -> float:
+    return float(np.percentile(times, percent))
+
+
+def _bare_flight_sql(uri: str, query: str) -> Callable[[], pa.Table]:
+    """The statement's two calls by pyarrow's Flight client: what the server and the transport cost without a driver."""
+    client = flight.connect(uri)
+    command = any_pb2.Any()
+    command.Pack(FlightSql_pb2.CommandStatementQuery(query=query))
+    descriptor = flight.FlightDescriptor.for_command(command.SerializeToString())
+    return lambda: client.do_get(client.get_flight_info(descriptor).endpoints[0].ticket).read_all()
 
 
 def _drain(cursor: flight_sql.Cursor, sql: str, count: int) -> None:
