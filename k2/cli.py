@@ -221,8 +221,9 @@ def broker(debug: bool, port: int) -> None:
 def simulate(debug: bool, files: tuple[Path, ...], symbols: int, rate: float, seed: int, speed: str, port: int) -> None:
     """Serve Binance's websocket protocol on loopback, from captures or from a random market."""
     _logging("simulator", debug)
+    factor = _speed(speed)
     if files:
-        service = Simulator.replay(files, speed=_speed(speed), port=port)
+        service = Simulator.replay(files, speed=factor, port=port)
         names = "its own symbols"
     else:
         market = Market(market_symbols(symbols), seed=seed)
