@@ -12,9 +12,11 @@ from collections.abc import Mapping
 from pyarrow import flight
 
 from common.telemetry import CORRELATION_KEY, new_correlation_id
+from flight_server.access.principal import ANONYMOUS, Principal
 
-#: The name under which handlers find the middleware of their call.
+#: The names under which handlers find the middleware of their call.
 CORRELATION = "correlation"
+ACCESS = "access"
 _GOOD_ID = re.compile(r"[\w.:/-]{1,64}")
 _ANONYMOUS = "Bearer anonymous"
 
@@ -52,3 +54,33 @@ class Anonymous(flight.ServerAuthHandler):  # type: ignore[misc]
 
     def is_valid(self, token: bytes) -> bytes:
         return b""
+
+
+class AccessCall(flight.ServerMiddleware):  # type: ignore[misc]
+    """One call's credentials."""
+
+    def principal(self, context: flight.ServerCallContext) -> Principal:
+        return ANONYMOUS
+
+    def session_token(self) -> str | None:
+        return None
+
+
+class AccessFactory(flight.ServerMiddlewareFactory):  # type: ignore[misc]
+    """Takes the credentials of each call."""
+
+    def start_call(self, info: flight.CallInfo, headers: Mapping[str, list[str]]) -> AccessCall:
+        return AccessCall()
+
+
+def principal_of(context: flight.ServerCallContext) -> Principal:
+    """Who the call is made for. Raises Unauthenticated; so every call asks, before it does anything else."""
+    access: AccessCall = context.get_middleware(ACCESS)
+    return access.principal(context)
+
+
+def session_token_of(context: flight.ServerCallContext) -> str | None:
+    """Which bearer token of our own Handshake came with the call, as an id that is safe to keep and to show (not the
+    token itself); None for every other credential."""
+    access: AccessCall = context.get_middleware(ACCESS)
+    return access.session_token()

@@ -18,7 +18,7 @@ from flight_server.protocol.commands import ACTION_BODIES, decode_command, name_
 from flight_server.protocol.tickets import TicketSeal
 from flight_server.service.actions import Actions
 from flight_server.service.commands import handler_of, query_handlers
-from flight_server.service.middleware import CORRELATION, Anonymous, CorrelationFactory
+from flight_server.service.middleware import ACCESS, CORRELATION, AccessFactory, Anonymous, CorrelationFactory
 from flight_server.service.prepared import PreparedStatements
 from flight_server.service.status import on_the_wire
 
@@ -47,7 +47,11 @@ class FlightSqlServer(flight.FlightServerBase):  # type: ignore[misc]
             registry=registry,
             buckets=(0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 10, 60, 300),
         )
-        super().__init__(location, auth_handler=Anonymous(), middleware={CORRELATION: CorrelationFactory()})
+        super().__init__(
+            location,
+            auth_handler=Anonymous(),
+            middleware={CORRELATION: CorrelationFactory(), ACCESS: AccessFactory()},
+        )
 
     # -- what Flight SQL uses
 
