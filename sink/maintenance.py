@@ -16,8 +16,9 @@ from pyiceberg.table.metadata import TableMetadata
 from pyiceberg.table.snapshots import ancestors_of
 from pyiceberg.table.update.snapshot import ExpireSnapshots
 
+from common.iceberg import ThriftyTransaction, summary_entry, translated
 from common.offsets import SUMMARY_KEY
-from sink.table import IcebergTable, ThriftyTransaction, summary_entry, translated
+from sink.table import IcebergTable
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """The Iceberg table of a dataset: made, appended to exactly once, and asked how far it has taken in the log.
 
-This and `sink.maintenance` are the sink's only homes of PyIceberg (0.12).
+This and `sink.maintenance` are the sink's only homes of PyIceberg (0.12); what others need too is `common.iceberg`.
 
 What holds (design rules 1 to 3):
 
@@ -17,14 +17,13 @@ import contextlib
 import uuid
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Self
 
 import pyarrow as pa
 import pyarrow.compute as pc
-from pyiceberg.catalog import Catalog, load_catalog
+from pyiceberg.catalog import Catalog
 from pyiceberg.exceptions import (
     CommitFailedException,
-    NoSuchNamespaceError,
     NoSuchTableError,
     TableAlreadyExistsError,
     ValidationException,
@@ -34,15 +33,15 @@ from pyiceberg.io.pyarrow import _dataframe_to_data_files, pyarrow_to_schema
 from pyiceberg.manifest import DataFile
 from pyiceberg.partitioning import UNPARTITIONED_PARTITION_SPEC
 from pyiceberg.serializers import ToOutputFile
-from pyiceberg.table import Table, Transaction
+from pyiceberg.table import Table
 from pyiceberg.table.metadata import TableMetadata, TableMetadataV2
 from pyiceberg.table.snapshots import Snapshot, ancestors_of
 from pyiceberg.table.sorting import SortField, SortOrder
-from pyiceberg.table.update import update_table_metadata
 from pyiceberg.transforms import IdentityTransform
 
 from common.datasets import NAMESPACE, Dataset
-from common.errors import CatalogError, CommitConflict, CommitStateUnknown, K2Error, SettingsError
+from common.errors import CommitConflict, CommitStateUnknown, K2Error, SettingsError
+from common.iceberg import ThriftyTransaction, ensure_namespace, open_catalog, reason, summary_entry, translated
 from common.offsets import COMMIT_ID_KEY, SUMMARY_KEY, PartitionOffsets
 from common.schemas.arrow import table_schema
 from common.settings import LakeSettings
@@ -62,8 +61,6 @@ TABLE_PROPERTIES: Mapping[str, str] = {
     # PyIceberg counts Arrow bytes in memory here, about six times what the Parquet file will have.
     "write.target-file-size-bytes": str(512 * 1024 * 1024),
 }
-
-_SQLITE_BUSY_S = 30
 
 
 @dataclass(frozen=True)
@@ -98,7 +95,7 @@ class IcebergTable:
         """The dataset's table, made when it is missing. Raises SettingsError, CatalogError."""
         catalog = open_catalog(settings)
         with translated(f"open the table {dataset.table}"):
-            _ensure_namespace(catalog)
+            ensure_namespace(catalog, NAMESPACE)
             try:
                 table = catalog.load_table(dataset.table)
             except NoSuchTableError:
@@ -177,7 +174,7 @@ class IcebergTable:
             raise CommitConflict(f"another commit to {self.name} was first ({error})") from None
         except Exception as error:  # noqa: BLE001 - whatever else came from the catalog's client, the outcome is not known
             raise CommitStateUnknown(
-                f"the catalog did not say whether commit {commit_id} to {self.name} landed ({_reason(error)})"
+                f"the catalog did not say whether commit {commit_id} to {self.name} landed ({reason(error)})"
             ) from None
         snapshot_id = self.snapshot_id
         assert snapshot_id is not None
@@ -227,45 +224,6 @@ class IcebergTable:
                     f"the table {self.name} was made for another schema: its column {field.field_id} is "
                     f"{found or 'missing'}, K2 writes {field.name}: {field.field_type}; use another data directory"
                 )
-
-
-class ThriftyTransaction(Transaction):
-    """PyIceberg's transaction without its cost of history.
-
-    `Transaction.table_metadata` copies the whole metadata deeply each time it is read, about 20 times per append. Here
-    one copy serves until the staged updates change. One append, metadata with 100 / 300 snapshots: 141 / 325 ms with
-    PyIceberg's, 35 / 51 ms with this.
-    """
-
-    _seen: tuple[object, object, TableMetadata] | None = None
-
-    @property
-    def table_metadata(self) -> TableMetadata:
-        seen = self._seen
-        if seen is None or seen[0] is not self._updates or seen[1] is not self._table.metadata:
-            metadata = update_table_metadata(self._table.metadata, self._updates)
-            seen = self._seen = (self._updates, self._table.metadata, metadata)
-        return seen[2]
-
-
-def open_catalog(settings: LakeSettings) -> Catalog:
-    """A catalog connection of one's own. Raises SettingsError (data directory), CatalogError (unreachable)."""
-    properties: dict[str, Any] = {"warehouse": settings.resolved_warehouse, **settings.catalog_properties}
-    uri = properties.setdefault("uri", settings.resolved_catalog_uri)
-    sqlite = uri.startswith("sqlite:")
-    if settings.catalog_uri is None or settings.warehouse is None:
-        settings.prepare()
-    if sqlite and "timeout=" not in uri:
-        # Writers of several tables share the file; one waits for the other instead of failing.
-        properties["uri"] = f"{uri}{'&' if '?' in uri else '?'}timeout={_SQLITE_BUSY_S}"
-    if "type" not in properties and not uri.startswith(("http:", "https:", "thrift:")):
-        properties["type"] = "sql"
-    with translated(f"open the catalog {settings.catalog_name} at {_without_password(uri)}"):
-        catalog = _load_catalog(settings.catalog_name, properties)
-        if sqlite and hasattr(catalog, "engine"):
-            with catalog.engine.connect() as connection:  # readers do not wait for a writer, nor it for them
-                connection.exec_driver_sql("PRAGMA journal_mode=WAL")
-    return catalog
 
 
 def offsets_of(metadata: TableMetadata) -> PartitionOffsets:
@@ -319,51 +277,5 @@ def _create(catalog: Catalog, warehouse: str, dataset: Dataset) -> Table:
         return catalog.load_table(dataset.table)
 
 
-def _load_catalog(name: str, properties: dict[str, Any]) -> Catalog:
-    try:
-        return load_catalog(name, **properties)
-    except Exception as error:
-        # Two processes that meet at a new SQL catalog both make its tables; the second find them made.
-        if "already exists" not in str(error):
-            raise
-        return load_catalog(name, **properties)
-
-
-def _ensure_namespace(catalog: Catalog) -> None:
-    try:
-        catalog.create_namespace_if_not_exists(NAMESPACE)
-    except Exception:  # whoever was first in between: only whether it is there now matters
-        if not catalog.namespace_exists(NAMESPACE):
-            raise
-
-
 def _history(metadata: TableMetadata) -> Iterator[Snapshot]:
     yield from ancestors_of(metadata.current_snapshot(), metadata)
-
-
-def summary_entry(snapshot: Snapshot, key: str) -> str | None:
-    return None if snapshot.summary is None else snapshot.summary.get(key)
-
-
-@contextlib.contextmanager
-def translated(doing: str) -> Iterator[None]:
-    """PyIceberg's, SQLAlchemy's and the file store's exceptions as CatalogError; ours pass."""
-    try:
-        yield
-    except K2Error:
-        raise
-    except (NoSuchTableError, NoSuchNamespaceError) as error:
-        raise CatalogError(f"could not {doing}: it is gone from the catalog ({_reason(error)})") from None
-    except Exception as error:  # noqa: BLE001 - catalogs and file stores raise without a common base
-        raise CatalogError(f"could not {doing}: {_reason(error)}") from None
-
-
-def _reason(error: BaseException) -> str:
-    """A library's exception in one line."""
-    first_line = str(error).strip().splitlines()[0] if str(error).strip() else ""
-    return f"{type(error).__name__}: {first_line}" if first_line else type(error).__name__
-
-
-def _without_password(uri: str) -> str:
-    scheme, separator, rest = uri.partition("://")
-    return f"{scheme}{separator}{rest.rpartition('@')[2]}" if "@" in rest else uri

@@ -16,10 +16,11 @@ from pyiceberg.types import ListType, MapType
 
 from common.datasets import DATASETS, INSTRUMENTS, QUOTES, TRADES, Dataset
 from common.errors import CatalogError, CommitConflict, CommitStateUnknown, K2Error, SettingsError
+from common.iceberg import open_catalog
 from common.offsets import SUMMARY_KEY, KafkaPartition, PartitionOffsets
 from common.schemas.arrow import FIELD_ID_KEY, audit_fields, avro_schema, table_schema
 from common.settings import LakeSettings
-from sink.table import IcebergTable, WrittenFiles, open_catalog
+from sink.table import IcebergTable, WrittenFiles
 from tests.support.records import table_rows, trade
 
 P0 = KafkaPartition("cluster", "topic-id-1", 0)
@@ -353,7 +354,7 @@ def test_a_catalog_that_is_no_database_is_one_clear_sentence(lake: LakeSettings)
 def test_a_catalog_locked_for_good_is_an_unknown_outcome_and_later_a_plain_commit(
     lake: LakeSettings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("sink.table._SQLITE_BUSY_S", 0)
+    monkeypatch.setattr("common.iceberg._SQLITE_BUSY_S", 0)
     table = IcebergTable.open(lake, TRADES)
     files = table.write(trades(0, 1))
     blocker = sqlite3.connect(lake.data_dir / "catalog.db", isolation_level=None)

@@ -7,10 +7,11 @@ from pathlib import Path
 import pytest
 
 from common.datasets import TRADES
+from common.iceberg import open_catalog
 from common.offsets import KafkaPartition, PartitionOffsets
 from common.settings import LakeSettings
 from sink.maintenance import ExpiryPolicy, expire_snapshots, snapshots_to_expire
-from sink.table import IcebergTable, open_catalog
+from sink.table import IcebergTable
 from tests.support.records import table_rows, trade
 
 P0 = KafkaPartition("cluster", "topic-id-1", 0)

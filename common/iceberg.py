@@ -1,0 +1,108 @@
+"""What everybody who works with PyIceberg (0.12) needs: a catalog connection, its errors as ours, a cheap transaction.
+
+The homes of PyIceberg are this module, the sink's two and the flight server's two.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+from pyiceberg.catalog import Catalog, load_catalog
+from pyiceberg.exceptions import NoSuchNamespaceError, NoSuchTableError
+from pyiceberg.table import Transaction
+from pyiceberg.table.metadata import TableMetadata
+from pyiceberg.table.snapshots import Snapshot
+from pyiceberg.table.update import update_table_metadata
+
+from common.errors import CatalogError, K2Error
+from common.settings import LakeSettings
+
+_SQLITE_BUSY_S = 30
+
+
+def open_catalog(settings: LakeSettings) -> Catalog:
+    """A catalog connection of one's own. Raises SettingsError (data directory), CatalogError (unreachable)."""
+    properties: dict[str, Any] = {"warehouse": settings.resolved_warehouse, **settings.catalog_properties}
+    uri = properties.setdefault("uri", settings.resolved_catalog_uri)
+    sqlite = uri.startswith("sqlite:")
+    if settings.catalog_uri is None or settings.warehouse is None:
+        settings.prepare()
+    if sqlite and "timeout=" not in uri:
+        # Writers of several tables share the file; one waits for the other instead of failing.
+        properties["uri"] = f"{uri}{'&' if '?' in uri else '?'}timeout={_SQLITE_BUSY_S}"
+    if "type" not in properties and not uri.startswith(("http:", "https:", "thrift:")):
+        properties["type"] = "sql"
+    with translated(f"open the catalog {settings.catalog_name} at {_without_password(uri)}"):
+        catalog = _load_catalog(settings.catalog_name, properties)
+        if sqlite and hasattr(catalog, "engine"):
+            with catalog.engine.connect() as connection:  # readers do not wait for a writer, nor it for them
+                connection.exec_driver_sql("PRAGMA journal_mode=WAL")
+    return catalog
+
+
+class ThriftyTransaction(Transaction):
+    """PyIceberg's transaction without its cost of history.
+
+    `Transaction.table_metadata` copies the whole metadata deeply each time it is read, about 20 times per append. Here
+    one copy serves until the staged updates change. One append, metadata with 100 / 300 snapshots: 141 / 325 ms with
+    PyIceberg's, 35 / 51 ms with this.
+    """
+
+    _seen: tuple[object, object, TableMetadata] | None = None
+
+    @property
+    def table_metadata(self) -> TableMetadata:
+        seen = self._seen
+        if seen is None or seen[0] is not self._updates or seen[1] is not self._table.metadata:
+            metadata = update_table_metadata(self._table.metadata, self._updates)
+            seen = self._seen = (self._updates, self._table.metadata, metadata)
+        return seen[2]
+
+
+def summary_entry(snapshot: Snapshot, key: str) -> str | None:
+    return None if snapshot.summary is None else snapshot.summary.get(key)
+
+
+@contextlib.contextmanager
+def translated(doing: str) -> Iterator[None]:
+    """PyIceberg's, SQLAlchemy's and the file store's exceptions as CatalogError; ours pass."""
+    try:
+        yield
+    except K2Error:
+        raise
+    except (NoSuchTableError, NoSuchNamespaceError) as error:
+        raise CatalogError(f"could not {doing}: it is gone from the catalog ({reason(error)})") from None
+    except Exception as error:  # noqa: BLE001 - catalogs and file stores raise without a common base
+        raise CatalogError(f"could not {doing}: {reason(error)}") from None
+
+
+def reason(error: BaseException) -> str:
+    """A library's exception in one line."""
+    first_line = str(error).strip().splitlines()[0] if str(error).strip() else ""
+    return f"{type(error).__name__}: {first_line}" if first_line else type(error).__name__
+
+
+def ensure_namespace(catalog: Catalog, namespace: str) -> None:
+    """Make the namespace if it is missing, whoever else does so at the same moment."""
+    try:
+        catalog.create_namespace_if_not_exists(namespace)
+    except Exception:  # whoever was first in between: only whether it is there now matters
+        if not catalog.namespace_exists(namespace):
+            raise
+
+
+def _load_catalog(name: str, properties: dict[str, Any]) -> Catalog:
+    try:
+        return load_catalog(name, **properties)
+    except Exception as error:
+        # Two processes that meet at a new SQL catalog both make its tables; the second find them made.
+        if "already exists" not in str(error):
+            raise
+        return load_catalog(name, **properties)
+
+
+def _without_password(uri: str) -> str:
+    scheme, separator, rest = uri.partition("://")
+    return f"{scheme}{separator}{rest.rpartition('@')[2]}" if "@" in rest else uri
