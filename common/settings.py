@@ -162,9 +162,30 @@ class FlightSettings(Settings):
     batch_bytes_max: int = Field(
         8 * 1024**2, ge=64 * 1024, le=15 * 1024**2, description="below ADBC's 16 MiB message limit"
     )
-    sessions_max: int = Field(256, ge=1, le=100_000)
+    spill_dir: Path | None = Field(None, description="where large sorts and joins spill; unset = they do not")
+    spill_bytes_max: int = Field(32 * 1024**3, ge=1024**2, description="what they may spill, all together")
+    result_bytes_max: int | None = Field(
+        None, ge=1024, description="Arrow bytes of one result; a larger one is refused there; unset = any size"
+    )
+    sessions_max: int = Field(1_024, ge=1, le=100_000)
     session_idle_s_max: float = Field(1800.0, gt=0)
+    transaction_idle_s_max: float = Field(300.0, gt=0, description="an idle transaction is rolled back after this")
+    prepared_statements_max: int = Field(10_000, ge=1, le=1_000_000)
     statement_timeout_s: float = Field(300.0, gt=0, le=86_400)
+    statements_max: int = Field(64, ge=1, le=10_000, description="statements that run at once; others wait their turn")
+    statement_wait_s_max: float = Field(
+        10.0, ge=0, le=3600, description="how long a statement waits for its turn before it is refused"
+    )
+    pending_statements_max: int = Field(
+        1_024, ge=1, le=100_000, description="statements announced and not yet read whose cut is pinned"
+    )
+    pin_s_max: float = Field(60.0, gt=0, le=3600, description="how long such a cut stays pinned")
+    ticket_s_max: float = Field(
+        600.0, gt=0, le=86_400, description="how long a ticket is good for, if it is not renewed"
+    )
+    ticket_key: SecretStr | None = Field(
+        None, description="what tickets are sealed with; the same on replicas; unset = made at each start"
+    )
     snapshot_refresh_ms: int = Field(
         500, ge=10, le=60_000, description="how often the catalog is asked for a newer snapshot"
     )
@@ -174,6 +195,41 @@ class FlightSettings(Settings):
         20_000_000, ge=1_000, description="rows kept in memory beyond the snapshot; at this bound the tail waits"
     )
     drain_s_max: float = Field(3.0, ge=0, le=300)
+    tls_cert_file: Path | None = Field(None, description="PEM certificate chain; set = TLS")
+    tls_key_file: Path | None = Field(None, description="PEM key of the certificate")
+    tls_client_ca_file: Path | None = Field(
+        None, description="PEM; set = every client needs a certificate of these authorities"
+    )
+    health_host: str = "127.0.0.1"
+    health_port: int | None = Field(None, ge=0, le=65535, description="grpc.health.v1; unset = none, 0 = any free port")
+
+
+class AccessSettings(Settings):
+    """Who may come in. Without any of it: everybody, and only on an address that this machine alone can reach."""
+
+    model_config = SettingsConfigDict(env_prefix="K2_ACCESS_", frozen=True, extra="forbid")
+
+    file: Path | None = Field(None, description="TOML file of users, API keys and admins")
+    user: str = Field("k2", min_length=1, max_length=128, description="who K2_ACCESS_PASSWORD is of: an admin")
+    password: SecretStr | None = Field(None, description="for a server with one user, without a file")
+    anonymous: Literal["auto", "on", "off"] = Field(
+        "auto", description="auto = on where nothing else is set; only ever on loopback"
+    )
+    token_idle_s_max: float = Field(8 * 3600.0, gt=0, description="a login's token ends when unused for this long")
+    token_life_s_max: float = Field(7 * 86_400.0, gt=0, description="and after this long in any case")
+    tokens_max: int = Field(10_000, ge=1, le=1_000_000, description="beyond it the token used longest ago ends")
+    failures_free: int = Field(5, ge=1, le=1_000, description="failed logins of a name before it must wait")
+    lock_s_max: float = Field(300.0, gt=0, le=86_400, description="the longest wait; it starts at 1 s and doubles")
+    jwt_secret: SecretStr | None = Field(None, description="HS256, HS384, HS512: at least 32, 48, 64 bytes")
+    jwt_public_key_file: Path | None = Field(None, description="PEM key or certificate: RS, PS, ES, EdDSA")
+    jwt_jwks_url: str | None = Field(None, description="https:// key server: RS, PS, ES, EdDSA")
+    jwt_jwks_timeout_s: float = Field(5.0, gt=0, le=60)
+    jwt_issuer: str | None = Field(None, description="what the claim iss must be; unset = anything")
+    jwt_audience: str | None = Field(None, description="what the claim aud must hold; needed with any JWT key")
+    jwt_leeway_s: float = Field(30.0, ge=0, le=600, description="how far clocks may be apart")
+    jwt_name_claim: str = Field("sub", min_length=1, description="the claim that names the principal")
+    jwt_admin_claim: str | None = Field(None, description="the claim that makes an admin; unset = none")
+    jwt_admin_value: str = Field("k2-admin", min_length=1, description="what that claim is or holds; true does as well")
 
 
 class TelemetrySettings(Settings):
@@ -195,5 +251,6 @@ ALL_SETTINGS: tuple[type[Settings], ...] = (
     IngestSettings,
     SinkSettings,
     FlightSettings,
+    AccessSettings,
     TelemetrySettings,
 )

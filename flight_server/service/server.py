@@ -13,14 +13,23 @@ from pyarrow import flight
 from common.errors import K2Error, Unsupported
 from common.settings import FlightSettings
 from common.telemetry import correlation, get_logger
+from flight_server.access.gate import Gate
 from flight_server.engine.engine import Engine
 from flight_server.protocol.commands import ACTION_BODIES, decode_command, name_of
 from flight_server.protocol.tickets import TicketSeal
 from flight_server.service.actions import Actions
 from flight_server.service.commands import handler_of, query_handlers
-from flight_server.service.middleware import ACCESS, CORRELATION, AccessFactory, Anonymous, CorrelationFactory
+from flight_server.service.middleware import (
+    ACCESS,
+    CORRELATION,
+    AccessFactory,
+    CorrelationFactory,
+    Handshakes,
+    principal_of,
+)
 from flight_server.service.prepared import PreparedStatements
 from flight_server.service.status import on_the_wire
+from flight_server.service.tls import Transport
 
 
 class FlightSqlServer(flight.FlightServerBase):  # type: ignore[misc]
@@ -34,6 +43,8 @@ class FlightSqlServer(flight.FlightServerBase):  # type: ignore[misc]
         prepared: PreparedStatements,
         *,
         registry: CollectorRegistry,
+        gate: Gate,
+        transport: Transport,
         seal: TicketSeal | None = None,
     ) -> None:
         self._log = get_logger("flight_server.service")
@@ -49,8 +60,11 @@ class FlightSqlServer(flight.FlightServerBase):  # type: ignore[misc]
         )
         super().__init__(
             location,
-            auth_handler=Anonymous(),
-            middleware={CORRELATION: CorrelationFactory(), ACCESS: AccessFactory()},
+            auth_handler=None if gate.certificates else Handshakes(),
+            tls_certificates=list(transport.certificates) or None,
+            verify_client=transport.client_ca is not None,
+            root_certificates=transport.client_ca,
+            middleware={CORRELATION: CorrelationFactory(), ACCESS: AccessFactory(gate)},
         )
 
     # -- what Flight SQL uses
@@ -92,7 +106,8 @@ class FlightSqlServer(flight.FlightServerBase):  # type: ignore[misc]
             return self._actions.run(action)
 
     def list_actions(self, context: flight.ServerCallContext) -> list[flight.ActionType]:
-        return self._actions.types()
+        with self._call(context, "ListActions"):
+            return self._actions.types()
 
     # -- what it does not
 
@@ -112,6 +127,7 @@ class FlightSqlServer(flight.FlightServerBase):  # type: ignore[misc]
         status = "ok"
         try:
             with correlation(middleware.correlation_id):
+                principal_of(context)
                 yield call
         except Exception as error:  # noqa: BLE001  (whatever it is, it must not leave with a traceback)
             status = type(error).__name__ if isinstance(error, K2Error) else "Internal"

@@ -11,12 +11,14 @@ from common.clock import Clock, SystemClock
 from common.errors import SettingsError, Unavailable
 from common.settings import FlightSettings
 from common.telemetry import get_logger
+from flight_server.access.gate import Gate
 from flight_server.engine.engine import Engine
 from flight_server.engine.seam import Lake
 from flight_server.service.connections import close_accepted
 from flight_server.service.prepared import PreparedStatements
 from flight_server.service.server import FlightSqlServer
 from flight_server.service.status import hide_tracebacks, show_tracebacks
+from flight_server.service.tls import Transport
 
 #: How often a drain looks whether the last statement has ended.
 _DRAIN_STEP_S = 0.02
@@ -42,10 +44,15 @@ class FlightService:
         settings: FlightSettings,
         registry: CollectorRegistry | None = None,
         clock: Clock | None = None,
+        gate: Gate | None = None,
     ) -> None:
+        """Without a `gate` everybody may come in, and the server can only listen on loopback. Raises SettingsError."""
         self._settings = settings
         self._registry = registry or CollectorRegistry()
         self._clock = clock or SystemClock()
+        self._lake = lake
+        self._transport = Transport.from_settings(settings)
+        self._gate = gate or Gate.open(self._clock)
         self._log = get_logger("flight_server.service")
         self._engine = Engine(lake, settings, clock=self._clock, registry=self._registry)
         self._prepared = PreparedStatements(
@@ -68,16 +75,23 @@ class FlightService:
     def uri(self) -> str:
         """Where clients on this machine connect."""
         host = _WILDCARDS.get(self._settings.host, self._settings.host)
-        return f"grpc://{_bracketed(host)}:{self.port}"
+        return f"{self._transport.scheme}://{_bracketed(host)}:{self.port}"
 
     def start(self) -> None:
-        """Return when clients can connect. Raises SettingsError when the address cannot be had."""
+        """Return when clients can connect. Raises SettingsError when the address cannot be had, or must not be open."""
+        self._gate.check_address(self._settings.host)
         self._engine.start()
         hide_tracebacks()
-        location = f"grpc://{_bracketed(self._settings.host)}:{self._settings.port}"
+        location = f"{self._transport.scheme}://{_bracketed(self._settings.host)}:{self._settings.port}"
         try:
             self._server = FlightSqlServer(
-                location, self._engine, self._settings, self._prepared, registry=self._registry
+                location,
+                self._engine,
+                self._settings,
+                self._prepared,
+                registry=self._registry,
+                gate=self._gate,
+                transport=self._transport,
             )
         except Exception as error:  # noqa: BLE001  (pyarrow raises OSError, ArrowException or FlightError here)
             show_tracebacks()
@@ -87,6 +101,12 @@ class FlightService:
                 "or the address is not this machine's; choose another with --port, K2_FLIGHT_PORT or K2_FLIGHT_HOST"
             ) from (None if isinstance(error, OSError) else error)
         self._log.info("serving Flight SQL", uri=self.uri)
+
+    def check_ready(self) -> None:
+        """Raises Unavailable, or TailGap, unless statements are taken and answered exactly."""
+        if self._server is None or self._stopped:
+            raise Unavailable("the Flight server is not serving; connect again in a moment")
+        self._lake.check_ready()
 
     def stop(self, timeout_s: float = 10.0) -> None:
         """Refuse new statements, let running ones end for a while, cancel them, close what clients hold. Idempotent."""

