@@ -7,16 +7,20 @@ line made while it is bound.
 from __future__ import annotations
 
 import logging
+import socket
 import sys
+import threading
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from socketserver import ThreadingMixIn
 from typing import Any
+from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 
 import structlog
-from prometheus_client import CollectorRegistry, start_http_server
+from prometheus_client import CollectorRegistry, make_wsgi_app
 
-from common.errors import SettingsError
+from common.errors import K2Error, SettingsError
 from common.settings import TelemetrySettings
 
 CORRELATION_KEY = "k2-correlation-id"
@@ -62,15 +66,66 @@ def correlation(correlation_id: str | None) -> Iterator[str]:
         yield bound
 
 
-def serve_metrics(settings: TelemetrySettings, registry: CollectorRegistry) -> int | None:
-    """Serve the registry for Prometheus; returns the port, None when metrics are off. Raises SettingsError."""
+class Readiness:
+    """Whether the service of this process can do its work, for probes; not before it has set `check`."""
+
+    def __init__(self) -> None:
+        #: Raises a K2Error that says why not.
+        self.check: Callable[[], None] | None = None
+
+    def reason_against(self) -> str | None:
+        """None when ready."""
+        if self.check is None:
+            return "starting"
+        try:
+            self.check()
+        except K2Error as error:
+            return error.message
+        return None
+
+
+def serve_metrics(
+    settings: TelemetrySettings, registry: CollectorRegistry, readiness: Readiness | None = None
+) -> int | None:
+    """Serve the registry for Prometheus at /metrics and, when asked, readiness at /ready: 200, or 503 with the reason.
+
+    Returns the port, None when metrics are off. Raises SettingsError.
+    """
     if settings.metrics_port is None:
         return None
+    metrics = make_wsgi_app(registry)
+
+    def app(environ: dict[str, Any], start_response: Any) -> Any:
+        if readiness is None or environ.get("PATH_INFO") != "/ready":
+            return metrics(environ, start_response)
+        reason = readiness.reason_against()
+        start_response("200 OK" if reason is None else "503 Service Unavailable", [("Content-Type", "text/plain")])
+        return [f"{reason or 'ready'}\n".encode()]
+
     try:
-        server, _thread = start_http_server(settings.metrics_port, addr=settings.metrics_host, registry=registry)
+        server = _bound(settings.metrics_host, settings.metrics_port, app)
     except OSError as error:
         raise SettingsError(
             f"the metrics port {settings.metrics_host}:{settings.metrics_port} cannot be opened ({error.strerror}); "
             "choose another with K2_TELEMETRY_METRICS_PORT"
         ) from None
+    threading.Thread(target=server.serve_forever, name="k2-metrics", daemon=True).start()
     return int(server.server_port)
+
+
+class _Quiet(WSGIRequestHandler):
+    """Does not print each request."""
+
+    def log_message(self, *_: Any) -> None:
+        return
+
+
+def _bound(host: str, port: int, app: Any) -> WSGIServer:
+    """Raises OSError."""
+    family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
+
+    class Server(ThreadingMixIn, WSGIServer):
+        address_family = family
+        daemon_threads = True
+
+    return make_server(host, port, app, server_class=Server, handler_class=_Quiet)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import os
 import shutil
 import sys
 from collections.abc import Iterator
@@ -18,6 +19,7 @@ from clients.formats import BINARY_FORMATS, FORMATS, Format, write
 from common.errors import K2Error, SettingsError
 from common.settings import (
     ALL_SETTINGS,
+    AccessSettings,
     FlightSettings,
     IngestSettings,
     KafkaSettings,
@@ -25,10 +27,11 @@ from common.settings import (
     SinkSettings,
     TelemetrySettings,
 )
-from common.telemetry import configure_logging, correlation, serve_metrics
+from common.telemetry import Readiness, configure_logging, correlation, serve_metrics
 from ingest.market import Market, market_symbols
 from ingest.service import IngestService
 from ingest.simulator import Simulator
+from k2.access import access
 from k2.broker import EmbeddedBroker
 from k2.demo import Demo, DemoOptions
 from k2.runner import (
@@ -48,6 +51,7 @@ _EPILOG = (
     f"{EXIT_UNREACHABLE} a broker, catalog or server cannot be reached; {EXIT_REFUSED} the statement was refused; "
     f"{EXIT_DEFECT} a defect of K2."
 )
+_FILE = click.Path(path_type=Path, dir_okay=False)
 _DATA_DIR = click.option(
     "--data-dir",
     type=click.Path(path_type=Path),
@@ -186,12 +190,27 @@ def sink(debug: bool, data_dir: Path | None) -> None:
 @_DATA_DIR
 @click.option("--host", help="Address to listen on.  [K2_FLIGHT_HOST, 127.0.0.1]")
 @click.option("--port", type=int, help="0 = any free one.  [K2_FLIGHT_PORT, 50051]")
+@click.option("--access-file", type=_FILE, help="Who may come in: docs/access.md.  [K2_ACCESS_FILE]")
+@click.option("--tls-cert", "tls_cert_file", type=_FILE, help="PEM certificate chain.  [K2_FLIGHT_TLS_CERT_FILE]")
+@click.option("--tls-key", "tls_key_file", type=_FILE, help="PEM key.  [K2_FLIGHT_TLS_KEY_FILE]")
+@click.option(
+    "--tls-client-ca",
+    "tls_client_ca_file",
+    type=_FILE,
+    help="Ask every client for a certificate of these authorities.  [K2_FLIGHT_TLS_CLIENT_CA_FILE]",
+)
 @click.pass_obj
-def serve(debug: bool, data_dir: Path | None, host: str | None, port: int | None) -> None:
-    """Serve market.* by Arrow Flight SQL: the Iceberg snapshot and the Kafka tail at one exact cut."""
-    registry = _logging("flight_server", debug)
+def serve(debug: bool, /, data_dir: Path | None, access_file: Path | None, **flight: Any) -> None:
+    """Serve market.* by Arrow Flight SQL: the Iceberg snapshot and the Kafka tail at one exact cut.
+
+    Without credentials it is open, and listens on loopback only.
+    """
+    readiness = Readiness()
+    registry = _logging("flight_server", debug, readiness=readiness)
+    who, how = AccessSettings.load(file=access_file), FlightSettings.load(**flight)
     with _kafka() as kafka:
-        service = Server(kafka, _lake(data_dir), FlightSettings.load(host=host, port=port), registry)
+        service = Server(kafka, _lake(data_dir), how, registry, who)
+        readiness.check = service.check_ready
         run_until_stopped(service, lambda: _say(f"Flight SQL at {service.flight.uri}"))
 
 
@@ -236,17 +255,32 @@ def simulate(debug: bool, files: tuple[Path, ...], symbols: int, rate: float, se
 @click.argument("sql")
 @click.option("--format", "form", type=click.Choice(FORMATS), default="table", show_default=True)
 @click.option("--uri", default="grpc://127.0.0.1:50051", show_default=True, envvar="K2_URI", help="Also K2_URI.")
-@click.option(
-    "--output", type=click.Path(path_type=Path, dir_okay=False), help="Write there instead of to the terminal."
-)
-def query(sql: str, form: Format, uri: str, output: Path | None) -> None:
-    """Run one statement and print its result; `-` reads the statement from standard input."""
+@click.option("--user", envvar="K2_USER", help="Also K2_USER; its password is K2_PASSWORD, or is asked for.")
+@click.option("--ca-file", type=_FILE, envvar="K2_CA_FILE", help="PEM to trust, with grpc+tls://.  Also K2_CA_FILE.")
+@click.option("--output", type=_FILE, help="Write there instead of to the terminal.")
+def query(sql: str, form: Format, uri: str, user: str | None, ca_file: Path | None, output: Path | None) -> None:
+    """Run one statement and print its result; `-` reads the statement from standard input.
+
+    An API key or another bearer token is read from K2_TOKEN.
+    """
     if form in BINARY_FORMATS and output is None and sys.stdout.isatty():
         raise SettingsError(f"{form} is binary and this is a terminal; add --output FILE")
     text = sys.stdin.read() if sql == "-" else sql
     width = shutil.get_terminal_size().columns if sys.stdout.isatty() and output is None else None
-    with connect(uri) as connection, connection.stream(text) as result, _output(output) as out:
+    password = token = None
+    if user is not None:
+        password = os.environ.get("K2_PASSWORD") or click.prompt("Password", hide_input=True, err=True)
+    else:
+        token = os.environ.get("K2_TOKEN") or None
+    with (
+        connect(uri, username=user, password=password, token=token, ca_file=ca_file) as connection,
+        connection.stream(text) as result,
+        _output(output) as out,
+    ):
         write(result.schema, result, form, out, width=width)
+
+
+cli.add_command(access)
 
 
 class _Broker:
@@ -290,13 +324,15 @@ def main() -> None:
         sys.exit(report(error, debug=debug))
 
 
-def _logging(service: str, debug: bool, *, quiet: bool = False) -> CollectorRegistry:
+def _logging(
+    service: str, debug: bool, *, quiet: bool = False, readiness: Readiness | None = None
+) -> CollectorRegistry:
     """Logs and the Prometheus endpoint of one process; the registry its metrics go into."""
     level = "debug" if debug else "error" if quiet else None
     settings = TelemetrySettings.load(log_level=level)
     configure_logging(settings, service=service)
     registry = CollectorRegistry()
-    port = serve_metrics(settings, registry)
+    port = serve_metrics(settings, registry, readiness)
     if port is not None:
         _say(f"metrics at http://{settings.metrics_host}:{port}/metrics")
     return registry

@@ -186,7 +186,10 @@ class Demo:
         sink = SinkService(kafka, lake, SinkSettings.load(), registry=registry)
         sink.start()
         stack.callback(sink.stop, STOP_S_MAX)
-        server = Server(kafka, lake, FlightSettings.load(port=self._options.flight_port), registry)
+        # The demo's own clients come without credentials and trust no certificate.
+        in_the_clear = {"tls_cert_file": None, "tls_key_file": None, "tls_client_ca_file": None}
+        flight = FlightSettings.load(port=self._options.flight_port).model_copy(update=in_the_clear)
+        server = Server(kafka, lake, flight, registry)
         server.start()
         stack.callback(server.stop, STOP_S_MAX)
         seed = ledger_of_tables(lake)

@@ -14,7 +14,15 @@ import click
 import pytest
 import yaml
 
-from common.settings import ALL_SETTINGS, FlightSettings, KafkaSettings, LakeSettings, TelemetrySettings
+from common.settings import (
+    ALL_SETTINGS,
+    AccessSettings,
+    FlightSettings,
+    KafkaSettings,
+    LakeSettings,
+    TelemetrySettings,
+)
+from flight_server.access.gate import Gate
 from k2.cli import cli
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -78,6 +86,9 @@ def test_the_values_are_ones_that_the_settings_accept(name: str, monkeypatch: py
     assert f":{environment(SERVICES['postgres'])['POSTGRES_PASSWORD']}@postgres:5432/" in lake.resolved_catalog_uri
     if name == "flight-server":
         assert (flight.host, f"127.0.0.1:{flight.port}:{flight.port}") == ("0.0.0.0", OWN[name]["ports"][0])
+        gate = Gate.from_settings(AccessSettings.load())
+        gate.check_address(flight.host)
+        assert not gate.anonymous
 
 
 BUCKET = next(part.partition("=")[2] for part in SERVICES["s3"]["command"] if part.startswith("-bucket="))
