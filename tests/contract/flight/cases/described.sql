@@ -1,0 +1,1 @@
+describe select symbol, price, event_time from market.trades
