@@ -1,11 +1,13 @@
-"""The engine: describe a statement, run a statement. Everything about SQL is decided here.
+"""The engine: describe a statement, announce it, run it. Everything about SQL is decided here.
 
-Guarantee: what `describe` promises as a schema is to the letter what `execute` streams; each execution that reads
-tables sees one published state of the lake, its cut, from its first row to its last; only reading statements run.
+Guarantee: what is announced as a schema is to the letter what is streamed; each execution that reads tables sees one
+published state of the lake, its cut, from its first row to its last, and in a transaction all see the same one; nothing
+but a session's own scratch and the namespace `research` can be changed.
 """
 
 from __future__ import annotations
 
+import secrets
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
@@ -16,22 +18,39 @@ import pyarrow as pa
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from common.clock import Clock
-from common.errors import InvalidStatement, K2Error, SettingsError, Unavailable
+from common.errors import InvalidStatement, K2Error, SettingsError, StatementCancelled, Unavailable, Unsupported
 from common.settings import FlightSettings
+from flight_server.engine.admission import Admission
 from flight_server.engine.cursors import CursorPool
 from flight_server.engine.dialect import Dialect, dialect_of
 from flight_server.engine.errors import translated
 from flight_server.engine.parameters import Row, count_mismatch, rows_of
+from flight_server.engine.pending import Pending
+from flight_server.engine.places import HomePlace, Place, PoolPlace
 from flight_server.engine.planner import Planner, Values
 from flight_server.engine.running import RunningStatement, TablesChanged
+from flight_server.engine.scratch import SCRATCH_TABLE, SCRATCH_VIEW, scratch_tables
 from flight_server.engine.seam import Lake, TableInfo
+from flight_server.engine.session_options import CATALOG, MARKET, RESEARCH
+from flight_server.engine.sessions import Caller, Session, Sessions
 from flight_server.engine.statements import Statement, StatementKind
-from flight_server.engine.watchdog import Watchdog
+from flight_server.engine.watchdog import About, Watchdog
 
 #: Statements whose plan is remembered. A plan is some kilobytes; dashboards repeat tens of texts.
 _PLANS_MAX = 1_024
 #: Settings that the lake's database must have before a stranger's SQL may run on it.
 _REQUIRED = {"enable_external_access": "false", "lock_configuration": "true", "timezone": "UTC"}
+#: A result of a session that is put aside in memory when the session's next statement needs the connection.
+_GATHERED_BYTES_MAX = 64 * 1024**2
+#: Names that show what a session has, beside its tables' own.
+_SHOWING = frozenset(
+    """
+    show describe desc information_schema pg_catalog temp duckdb_tables duckdb_views duckdb_columns pragma_show
+    pragma_table_info sqlite_master
+    """.split()  # noqa: SIM905  (reads better than twelve quoted strings)
+)
+#: What a change is answered with where it was sent as a query, as DuckDB itself does.
+COUNT_SCHEMA = pa.schema([pa.field("Count", pa.int64())])
 
 
 @dataclass(frozen=True)
@@ -47,6 +66,27 @@ class StatementInfo:
         return self.statement.kind
 
 
+@dataclass(frozen=True)
+class Announced:
+    """A statement that is ready to be run: what GetFlightInfo says of it."""
+
+    id: bytes
+    schema: pa.Schema
+    cut: str | None
+    ordered: bool
+
+
+@dataclass(frozen=True)
+class Request:
+    """A statement to be run: the text, its parameters, and what was announced of it."""
+
+    sql: str
+    parameters: pa.RecordBatch | None = None
+    id: bytes = b""
+    cut: str | None = None
+    transaction_id: bytes | None = None
+
+
 class Engine:
     """Thread-safe. `start` before use, `stop` at the end."""
 
@@ -55,11 +95,22 @@ class Engine:
         self._settings = settings
         self._clock = clock
         self._cursors = CursorPool(lake.cursor)
-        self._watchdog = Watchdog(clock, timeout_s=settings.statement_timeout_s)
+        self.sessions = Sessions(
+            clock,
+            lake.cursor,
+            count_max=settings.sessions_max,
+            idle_s_max=settings.session_idle_s_max,
+            transaction_idle_s_max=settings.transaction_idle_s_max,
+            gathered_bytes_max=_GATHERED_BYTES_MAX,
+        )
+        self._pending = Pending(clock, count_max=settings.pending_statements_max, pin_s_max=settings.pin_s_max)
+        self._admission = Admission(count_max=settings.statements_max, wait_s_max=settings.statement_wait_s_max)
+        self._watchdog = Watchdog(clock, also=self._expire_others)
         self._planner: Planner | None = None
         self._plans: OrderedDict[tuple[object, ...], pa.Schema] = OrderedDict()
         self._parsed: OrderedDict[str, StatementInfo] = OrderedDict()
         self._plans_lock = threading.Lock()
+        self._tables_version = -1
         self._dialect: Dialect | None = None
         self._refusal: K2Error | None = Unavailable("the server is starting; try again in a moment")
         self._statements = Counter("k2_statements", "Statements that ended", ["kind", "status"], registry=registry)
@@ -73,6 +124,12 @@ class Engine:
         self._rows = Counter("k2_result_rows", "Rows given to clients", registry=registry)
         self._bytes = Counter("k2_result_bytes", "Bytes of Arrow buffers given to clients", registry=registry)
         self._open = Gauge("k2_open_statements", "Statements that run now", registry=registry)
+        for name, text, value in (
+            ("k2_waiting_statements", "Statements that wait for their turn", lambda: self._admission.waiting),
+            ("k2_sessions", "Sessions that are open", lambda: len(self.sessions)),
+            ("k2_pinned_statements", "Statements announced, with their cut pinned", lambda: len(self._pending)),
+        ):
+            Gauge(name, text, registry=registry).set_function(value)
 
     # -- life
 
@@ -88,19 +145,21 @@ class Engine:
 
     def cancel_all(self, reason: K2Error) -> None:
         """Stop what runs; its readers get `reason`."""
-        for statement in self._watchdog.running():
+        for statement, _ in self._watchdog.running():
             statement.cancel(reason)
 
     def expire(self) -> None:
-        """End the statements that are late now; the watchdog does so several times a second."""
+        """End what is late now: statements, pins, sessions; the watchdog does so several times a second."""
         self._watchdog.expire()
 
     def stop(self) -> None:
-        """End all statements and close every cursor. Idempotent."""
+        """End all statements and sessions and close every cursor. Idempotent."""
         stopping = Unavailable("the server is stopping; connect again")
         self.drain(stopping)
         self.cancel_all(stopping)
         self._watchdog.stop()
+        self._pending.close()
+        self.sessions.close_all()
         self._cursors.close()
         if self._planner is not None:
             self._planner.close()
@@ -119,75 +178,192 @@ class Engine:
     def open_statements(self) -> int:
         return len(self._watchdog.running())
 
-    def tables(self) -> Sequence[TableInfo]:
-        """The tables that clients are to see."""
-        return self._lake.tables()
+    @property
+    def pinned_statements(self) -> int:
+        return len(self._pending)
 
-    # -- statements
+    def running(self) -> list[tuple[RunningStatement, About]]:
+        """What runs now."""
+        return self._watchdog.running()
 
-    def describe(self, sql: str) -> StatementInfo:
+    def tables(self, caller: Caller | None = None) -> Sequence[TableInfo]:
+        """The tables that the caller is to see: everybody's, and its session's own."""
+        everybody = self._lake.tables()
+        session = self._session(caller, None)
+        if session is None or session.home is None or not session.home.scratch:
+            return everybody
+        return [*everybody, *scratch_tables(session.home)]
+
+    def schemas(self) -> set[tuple[str, str]]:
+        """(catalog, schema) of every schema that is there for everybody, with or without tables."""
+        return {(CATALOG, MARKET), (CATALOG, RESEARCH)}
+
+    def table_types(self) -> set[str]:
+        """Every type that a table may have."""
+        return {table.kind for table in self._lake.tables()} | {SCRATCH_TABLE, SCRATCH_VIEW}
+
+    def session_of(self, caller: Caller, transaction_id: bytes | None) -> Session | None:
+        """The caller's session, or the one that the transaction is in. Raises InvalidStatement for an unknown id."""
+        return self._session(caller, transaction_id)
+
+    def check_as_of(self, as_of: str) -> None:
+        """Raises InvalidStatement or SnapshotNotFound unless tables can be read as of this."""
+        raise Unsupported("K2 does not offer k2.as_of yet")
+
+    def renew(self, statement_id: bytes) -> None:
+        """Keep an announced statement's cut pinned for longer, if it is pinned."""
+        self._pending.renew(statement_id)
+
+    # -- describing
+
+    def describe(self, sql: str, caller: Caller | None = None, transaction_id: bytes | None = None) -> StatementInfo:
         """What `sql` returns and takes; nothing is run. Raises StatementError or AccessError."""
+        planner = self._ready()
         with self._plans_lock:
             info = self._parsed.get(sql)
-            if info is not None:
-                self._parsed.move_to_end(sql)
-                return info
-        planner = self._ready()
-        statement = planner.parse(sql)
-        unbound: Values = _values(statement, (None,) * len(statement.parameters))
-        info = StatementInfo(statement, planner.result_schema(statement, unbound), planner.parameter_schema(statement))
-        with self._plans_lock:
-            self._parsed[sql] = info
-            if len(self._parsed) > _PLANS_MAX:
-                self._parsed.popitem(last=False)
+        statement = planner.parse(sql) if info is None else info.statement
+        if not statement.is_query:
+            return StatementInfo(statement, COUNT_SCHEMA, planner.parameter_schema(statement, {}))
+        session = self._session(caller, transaction_id)
+        unbound: Values = values_of(statement, (None,) * len(statement.parameters))
+        if self._needs_home(statement, session, transaction_id):
+            assert session is not None
+            schema = self._on_home(
+                session, transaction_id, lambda cursor: planner.result_schema(statement, unbound, cursor)
+            )
+            return StatementInfo(statement, schema, planner.parameter_schema(statement))
+        if info is None:
+            info = StatementInfo(
+                statement, planner.result_schema(statement, unbound), planner.parameter_schema(statement)
+            )
+            with self._plans_lock:
+                self._parsed[sql] = info
+                if len(self._parsed) > _PLANS_MAX:
+                    self._parsed.popitem(last=False)
         return info
 
-    def result_schema(self, sql: str, parameters: pa.RecordBatch | None) -> pa.Schema:
+    def result_schema(
+        self,
+        sql: str,
+        parameters: pa.RecordBatch | None,
+        caller: Caller | None = None,
+        transaction_id: bytes | None = None,
+    ) -> pa.Schema:
         """The schema of the result under these parameters, whose types take part in it."""
-        info = self.describe(sql)
-        if not info.statement.parameters:
-            _bound(info.statement, parameters)
+        info = self.describe(sql, caller, transaction_id)
+        rows = bound_rows(info.statement, parameters)
+        if not info.statement.parameters or not rows or not info.statement.is_query:
             return info.result_schema
-        rows = _bound(info.statement, parameters)
-        if not rows:
-            return info.result_schema
+        first = values_of(info.statement, rows[0])
+        session = self._session(caller, transaction_id)
+        if self._needs_home(info.statement, session, transaction_id):
+            assert session is not None
+            planner = self._ready()
+            return self._on_home(
+                session, transaction_id, lambda cursor: planner.result_schema(info.statement, first, cursor)
+            )
         # Types come from the first row: a null has none, so which values are null is part of the key.
-        first = rows[0]
         assert parameters is not None
-        key = (sql, tuple(parameters.schema), tuple(value is None for value in first))
+        key = (sql, tuple(parameters.schema), tuple(value is None for value in rows[0]))
         with self._plans_lock:
             schema = self._plans.get(key)
         if schema is None:
-            schema = self._ready().result_schema(info.statement, _values(info.statement, first))
+            schema = self._ready().result_schema(info.statement, first)
             with self._plans_lock:
                 self._plans[key] = schema
                 if len(self._plans) > _PLANS_MAX:
                     self._plans.popitem(last=False)
         return schema
 
+    def check_parameters(self, sql: str, parameters: pa.RecordBatch, caller: Caller | None = None) -> None:
+        """Raises InvalidStatement or Unsupported when these parameters cannot be bound to `sql`."""
+        rows_of(parameters, self.describe(sql, caller).statement.parameters)
+
+    # -- running
+
+    def announce(self, request: Request, caller: Caller) -> Announced:
+        """Make a query ready to be run: its schema, and its cut, which is pinned for a while.
+
+        Raises our errors. A session's transaction fixes its cut once for all of its statements.
+        """
+        schema = self.result_schema(request.sql, request.parameters, caller, request.transaction_id)
+        statement = self.describe(request.sql, caller, request.transaction_id).statement
+        statement_id = secrets.token_bytes(12)
+        ordered = statement.is_ordered
+        session = self._session(caller, request.transaction_id)
+        if self._needs_home(statement, session, request.transaction_id):
+            home = session.home if session is not None else None
+            cut = home.cut if home is not None and home.in_transaction else None
+            return Announced(statement_id, schema, cut, ordered)
+        if not statement.reads_tables:
+            return Announced(statement_id, schema, None, ordered)
+        self._lake.check_ready()
+        place = PoolPlace(self._cursors, self._cut)
+        try:
+            place.pin()
+        except duckdb.Error as error:
+            raise translated(error) from None
+        self._pending.add(statement_id, place)
+        return Announced(statement_id, schema, place.cut, ordered)
+
     def execute(
         self,
-        sql: str,
-        parameters: pa.RecordBatch | None = None,
+        request: Request,
+        caller: Caller | None = None,
         *,
         is_abandoned: Callable[[], bool] | None = None,
     ) -> RunningStatement:
-        """Run `sql`, once per row of `parameters`, all at one cut; the results follow each other.
+        """Run a query, once per row of its parameters, all at one cut; the results follow each other.
 
         Returns when the first batch can be read; until then `is_abandoned` is asked whether anybody still waits. The
         caller reads to the end or closes. Raises our errors.
         """
-        schema = self.result_schema(sql, parameters)
-        self._ready()
-        statement = self.describe(sql).statement
-        if statement.reads_tables:
-            self._lake.check_ready()
-        rows = _bound(statement, parameters)
-        started_s = self._clock.monotonic_s()
+        if self._pending.is_cancelled(request.id):
+            raise StatementCancelled("the statement was cancelled; send it again")
+        pinned = self._pending.take(request.id)
+        try:
+            schema = self.result_schema(request.sql, request.parameters, caller, request.transaction_id)
+            statement = self.describe(request.sql, caller, request.transaction_id).statement
+            if not statement.is_query:
+                raise InvalidStatement("the statement changes something; it cannot be run by its ticket again")
+            runs = [values_of(statement, row) for row in bound_rows(statement, request.parameters)]
+            place = pinned or self._place(statement, caller, request)
+        except BaseException:
+            if pinned is not None:
+                pinned.unpin()
+            raise
+        return self.run(
+            statement, runs, schema, place, caller, statement_id=request.id, is_abandoned=is_abandoned, pinned=pinned
+        )
+
+    def run(
+        self,
+        statement: Statement,
+        runs: Sequence[Values],
+        schema: pa.Schema | None,
+        place: Place,
+        caller: Caller | None,
+        *,
+        statement_id: bytes = b"",
+        is_abandoned: Callable[[], bool] | None = None,
+        pinned: PoolPlace | None = None,
+        text: str | None = None,
+    ) -> RunningStatement:
+        """Start a statement in its place, admitted and watched. Raises our errors; then nothing is held."""
         kind = statement.kind.value
+        timeout_s = self._timeout_s(caller)
+        started_s = self._clock.monotonic_s()
+        try:
+            self._ready()
+            self._admission.acquire(is_abandoned)
+        except BaseException:
+            if pinned is not None:
+                pinned.unpin()
+            raise
 
         def on_end(status: str, rows_given: int, bytes_given: int) -> None:
             self._watchdog.forget(running)
+            self._admission.release()
             self._open.dec()
             self._statements.labels(kind, status).inc()
             self._seconds.labels(kind).observe(self._clock.monotonic_s() - started_s)
@@ -195,26 +371,125 @@ class Engine:
             self._bytes.inc(bytes_given)
 
         running = RunningStatement(
-            text=statement.text,
-            runs=[_values(statement, row) for row in rows],
+            text=statement.text if text is None else text,
+            runs=runs,
             schema=schema,
-            cursors=self._cursors,
+            place=place,
             rows_max=self._settings.batch_rows_max,
             bytes_max=self._settings.batch_bytes_max,
+            result_bytes_max=self._settings.result_bytes_max,
             on_end=on_end,
         )
         self._open.inc()
-        self._watchdog.watch(running)
+        about = About(
+            id=statement_id or secrets.token_bytes(12),
+            principal=caller.principal if caller is not None else "",
+            session_id=caller.session_id if caller is not None else "",
+            text=statement.text,
+            kind=kind,
+            began_us=self._clock.now_us(),
+            deadline_s=started_s + timeout_s,
+            timeout_s=timeout_s,
+        )
+        self._watchdog.watch(running, about)
         try:
-            running.start(self._cut if statement.reads_tables else None, is_abandoned)
+            running.start(is_abandoned)
         except TablesChanged:
             self._plan_anew()
             raise
         return running
 
-    def check_parameters(self, sql: str, parameters: pa.RecordBatch) -> None:
-        """Raises InvalidStatement or Unsupported when these parameters cannot be bound to `sql`."""
-        rows_of(parameters, self.describe(sql).statement.parameters)
+    def cancel(self, statement_id: bytes, caller: Caller) -> bool:
+        """Stop a statement that was announced or runs, and refuse its ticket from now on; False when it was neither.
+
+        Only the statement's own principal and administrators reach it.
+        """
+        found = False
+        for statement, about in self._watchdog.running():
+            if about.id == statement_id and (caller.is_admin or about.principal == caller.principal):
+                statement.cancel()
+                found = True
+        return self._pending.cancel(statement_id) or found
+
+    # -- inside, for the parts of the engine
+
+    def home_place(
+        self,
+        session: Session,
+        transaction_id: bytes | None,
+        *,
+        commits: bool = False,
+        defines: bool = False,
+        rows: tuple[str, pa.RecordBatchReader] | None = None,
+    ) -> HomePlace:
+        """A place on the session's own connection. Raises InvalidStatement outside of an open transaction."""
+        opens = self._is_in_transaction(session, transaction_id)
+        if not opens and session.transaction is not None:
+            raise InvalidStatement(
+                "the session has a transaction open and this statement, which needs the session's own tables, is not "
+                "in it; send it with the transaction's id, or end the transaction first"
+            )
+        home = self.sessions.home_of(session)
+        return HomePlace(home, self._cut, opens=opens, commits=commits, defines=defines, rows=rows)
+
+    def is_ready(self) -> None:
+        """Raises Unavailable or TailGap when the tables cannot be answered exactly now."""
+        self._ready()
+        self._lake.check_ready()
+
+    def planner(self) -> Planner:
+        """The planner as the tables are now. Raises Unavailable when the server does not serve."""
+        return self._ready()
+
+    def _place(self, statement: Statement, caller: Caller | None, request: Request) -> Place:
+        session = self._session(caller, request.transaction_id)
+        if statement.reads_tables:
+            self._lake.check_ready()
+        if self._needs_home(statement, session, request.transaction_id):
+            assert session is not None
+            return self.home_place(session, request.transaction_id)
+        return PoolPlace(self._cursors, self._cut if statement.reads_tables else None)
+
+    def _session(self, caller: Caller | None, transaction_id: bytes | None) -> Session | None:
+        if caller is None or not len(self.sessions):
+            if transaction_id is not None and caller is not None:
+                return self.sessions.in_transaction(caller, transaction_id)
+            return None
+        if transaction_id is not None:
+            return self.sessions.in_transaction(caller, transaction_id)
+        return self.sessions.find(caller)
+
+    @staticmethod
+    def _is_in_transaction(session: Session, transaction_id: bytes | None) -> bool:
+        transaction = session.transaction
+        return transaction is not None and (transaction_id is not None or transaction.from_sql)
+
+    def _needs_home(self, statement: Statement, session: Session | None, transaction_id: bytes | None) -> bool:
+        """True when the statement means something else on the session's own connection than on a shared one."""
+        if session is None:
+            return False
+        if self._is_in_transaction(session, transaction_id):
+            return statement.reads_tables or not session.is_plain
+        if not session.is_plain:
+            return True
+        home = session.home
+        if home is None or not home.scratch or not statement.reads_tables:
+            return False
+        return not statement.words.isdisjoint(home.scratch) or not statement.words.isdisjoint(_SHOWING)
+
+    def _on_home(
+        self, session: Session, transaction_id: bytes | None, use: Callable[[duckdb.DuckDBPyConnection], pa.Schema]
+    ) -> pa.Schema:
+        self._lake.check_ready()
+        place = self.home_place(session, transaction_id)
+        try:
+            cursor = place.enter(_Brief(), lambda: False)
+            try:
+                return use(cursor)
+            finally:
+                place.leave(cursor, ok=True)
+        except duckdb.Error as error:
+            raise translated(error) from None
 
     def _cut(self, cursor: duckdb.DuckDBPyConnection) -> str | None:
         cut = self._lake.cut(cursor)
@@ -222,15 +497,26 @@ class Engine:
         self._lake.check_ready()
         return cut
 
+    def _timeout_s(self, caller: Caller | None) -> float:
+        session = self._session(caller, None)
+        own = None if session is None else session.options.statement_timeout_s
+        return self._settings.statement_timeout_s if own is None else own
+
+    def _expire_others(self) -> None:
+        self._pending.expire()
+        self.sessions.expire()
+
     def _learn_tables(self) -> None:
+        version = self._lake.research_version
         with self._cursors.lent() as cursor:
             try:
                 _check_sealed(cursor)
                 planner = Planner(cursor, [(table.catalog, table.schema, table.name) for table in self._lake.tables()])
-                self._dialect = dialect_of(cursor)
+                self._dialect = self._dialect or dialect_of(cursor)
             except duckdb.Error as error:
                 raise translated(error) from None
         self._planner = planner
+        self._tables_version = version
 
     def _plan_anew(self) -> None:
         self._learn_tables()
@@ -241,11 +527,20 @@ class Engine:
     def _ready(self) -> Planner:
         if self._refusal is not None:
             raise self._refusal
+        if self._tables_version != self._lake.research_version:
+            self._plan_anew()
         assert self._planner is not None
         return self._planner
 
 
-def _bound(statement: Statement, parameters: pa.RecordBatch | None) -> list[Row]:
+class _Brief:
+    """Who holds a connection for a moment only."""
+
+    def gather(self, bytes_max: int, timeout_s: float) -> bool | None:
+        return None
+
+
+def bound_rows(statement: Statement, parameters: pa.RecordBatch | None) -> list[Row]:
     """The parameter sets: one empty set for a statement without parameters."""
     if parameters is None or (parameters.num_columns == 0 and not statement.parameters):
         if statement.parameters:
@@ -254,7 +549,7 @@ def _bound(statement: Statement, parameters: pa.RecordBatch | None) -> list[Row]
     return rows_of(parameters, statement.parameters)
 
 
-def _values(statement: Statement, row: Row) -> Values:
+def values_of(statement: Statement, row: Row) -> Values:
     """A parameter set in the form that the engine binds: by position, or by name."""
     if all(name.isdigit() for name in statement.parameters):
         return list(row)

@@ -62,39 +62,64 @@ class Planner:
         self._root.close()
 
     def parse(self, sql: str) -> Statement:
-        """The one reading statement in `sql`. Raises as statements.parse."""
+        """The one statement in `sql`. Raises as statements.parse."""
         with self._cursors.lent() as cursor:
             return parse(sql, cursor, self.table_functions)
 
-    def result_schema(self, statement: Statement, values: Values) -> pa.Schema:
-        """The schema of the statement's result under these parameters.
+    def result_schema(
+        self, statement: Statement, values: Values, on: duckdb.DuckDBPyConnection | None = None
+    ) -> pa.Schema:
+        """The schema of the statement's result under these parameters; bound on the twin, or on the cursor `on`, which
+        has what the twin does not have: a session's own tables, names and time zone.
 
         Raises InvalidStatement, TableNotFound, PermissionDenied or Unsupported with the engine's words and position.
         """
         with self._cursors.lent() as cursor:
             try:
-                columns = _describe(cursor, statement.query, values)
+                columns = _describe(on or cursor, statement.query, values)
             except duckdb.Error as error:
+                if on is not None:
+                    raise translated(_as_sent(error)) from None
                 raise self._in_its_own_words(cursor, statement, values, error) from None
             if statement.kind is StatementKind.EXPLAIN:
                 return _EXPLAIN_SCHEMA
             fields = [self._arrow_field(cursor, sql_type).with_name(name) for name, sql_type in columns]
             return without_dictionaries(pa.schema(fields))
 
-    def parameter_schema(self, statement: Statement) -> pa.Schema:
-        """One field per parameter in the order of binding; Arrow's null type where any type would do."""
+    def parameter_schema(self, statement: Statement, types: Mapping[str, str] | None = None) -> pa.Schema:
+        """One field per parameter in the order of binding; Arrow's null type where any type would do.
+
+        `types` are the parameters' SQL types by name where they are known already, as for a change.
+        """
         if not statement.parameters:
             return pa.schema([])
         with self._cursors.lent() as cursor:
-            plan = "SELECT json_serialize_plan($1::VARCHAR, optimize := false)"
-            answer = cursor.execute(plan, [statement.query]).fetchone()
-            types = dict(_parameter_types(json.loads(answer[0]) if answer else {}))
+            if types is None:
+                plan = "SELECT json_serialize_plan($1::VARCHAR, optimize := false)"
+                answer = cursor.execute(plan, [statement.query]).fetchone()
+                types = dict(_parameter_types(json.loads(answer[0]) if answer else {}))
             fields = []
             for name in statement.parameters:
                 sql_type = types.get(name)
                 field = pa.field("", pa.null()) if sql_type is None else self._arrow_field(cursor, sql_type)
                 fields.append(field.with_name(name))
             return pa.schema(fields)
+
+    def shape_of(self, definition: str) -> pa.Schema:
+        """The Arrow schema of a table with these column definitions, as CREATE TABLE has them in parentheses."""
+        with self._cursors.lent() as cursor:
+            try:
+                cursor.execute(f"CREATE OR REPLACE TEMP TABLE k2_shape {definition}")
+                described = cursor.execute("DESCRIBE k2_shape").fetchall()
+                cursor.execute("DROP TABLE k2_shape")
+            except duckdb.Error as error:
+                raise translated(error) from None
+            return pa.schema(
+                [
+                    self._arrow_field(cursor, sql_type).with_name(name).with_nullable(null == "YES")
+                    for name, sql_type, null, *_ in described
+                ]
+            )
 
     def _cursor(self) -> duckdb.DuckDBPyConnection:
         cursor = self._root.cursor()
@@ -120,6 +145,16 @@ class Planner:
         except duckdb.Error as own:
             return translated(own)
         return translated(error)
+
+
+def _as_sent(error: duckdb.Error) -> duckdb.Error:
+    """The error with its LINE and ^ as they are without the DESCRIBE before the statement."""
+    head, mark, rest = str(error).partition("LINE 1: DESCRIBE ")
+    if not mark:
+        return error
+    line, newline, caret = rest.partition("\n")
+    moved = caret.removeprefix(" " * len("DESCRIBE "))
+    return type(error)(f"{head}LINE 1: {line}{newline}{moved}")
 
 
 def _describe(cursor: duckdb.DuckDBPyConnection, query: str, values: Values) -> list[tuple[str, str]]:

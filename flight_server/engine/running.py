@@ -1,21 +1,23 @@
 """One statement that runs: its result batch by batch, and an end that gives everything back whatever happens.
 
-A running statement holds a cursor and, when it reads tables, an open transaction, which is what pins its cut. Both go
-back exactly once: at the end of the result, on an error, on cancel, on timeout, or when the reader closes. Every method
-may be called from any thread; only one at a time may read.
+A running statement holds its place: a cursor and, when it reads tables, an open transaction, which pins its cut. The
+place is left exactly once: at the end of the result, on an error, on cancel, on timeout, when the reader closes, or
+when the session's next statement needs the connection. Every method may be called from any thread; only one at a
+time may read.
 """
 
 from __future__ import annotations
 
+import itertools
 import threading
 from collections.abc import Callable, Iterator, Sequence
 
 import duckdb
 import pyarrow as pa
 
-from common.errors import InvalidStatement, K2Error, StatementCancelled, Unavailable
-from flight_server.engine.cursors import CursorPool
+from common.errors import InvalidStatement, K2Error, LimitExceeded, StatementCancelled, Unavailable
 from flight_server.engine.errors import translated
+from flight_server.engine.places import Place
 from flight_server.engine.planner import Values
 from flight_server.engine.shapes import sliced, without_dictionaries
 
@@ -34,23 +36,24 @@ class RunningStatement:
         *,
         text: str,
         runs: Sequence[Values],
-        schema: pa.Schema,
-        cursors: CursorPool,
+        schema: pa.Schema | None,
+        place: Place,
         rows_max: int,
         bytes_max: int,
         on_end: OnEnd,
+        result_bytes_max: int | None = None,
     ) -> None:
-        """`runs` are the parameter sets, one execution each, all at the same cut; `schema` is what was promised."""
-        self.schema = schema
-        self.cut: str | None = None
+        """`runs` are the parameter sets, one execution each, all at the same cut; `schema` is what was promised, None
+        when nothing was and the result is taken as it comes."""
+        self._schema = schema
         self._text = text
         self._runs = runs
-        self._cursors = cursors
+        self._place = place
         self._rows_max = rows_max
         self._bytes_max = bytes_max
+        self._result_bytes_max = result_bytes_max
         self._on_end = on_end
         self._cursor: duckdb.DuckDBPyConnection | None = None
-        self._in_transaction = False
         self._reason: K2Error | None = None
         self._ended = False
         self._is_abandoned: Callable[[], bool] | None = None
@@ -62,35 +65,41 @@ class RunningStatement:
         self._state = threading.Lock()
         self._batches: Iterator[pa.RecordBatch] = iter(())
 
+    @property
+    def schema(self) -> pa.Schema:
+        """The schema of the result; known from the start, or from `start` on when none was promised."""
+        assert self._schema is not None
+        return self._schema
+
+    @property
+    def cut(self) -> str | None:
+        """The text form of the cut that the result is of, once started; None for a statement that reads no tables."""
+        return self._place.cut
+
     # -- running
 
-    def start(
-        self,
-        cut_of: Callable[[duckdb.DuckDBPyConnection], str | None] | None,
-        is_abandoned: Callable[[], bool] | None = None,
-    ) -> None:
-        """Take a cursor, fix the cut if `cut_of` is given, and start the first execution.
+    def start(self, is_abandoned: Callable[[], bool] | None = None) -> None:
+        """Enter the place, which fixes the cut, and start the first execution.
 
         Blocks until the engine has something to give, which for an aggregate is all of its work. `is_abandoned` is
         asked now and then whether anybody still waits for it, never after `start` has returned. Raises our errors.
         """
         self._is_abandoned = is_abandoned
         try:
-            self._start(cut_of)
+            self._start()
         finally:
             with self._state:
                 self._is_abandoned = None
 
-    def _start(self, cut_of: Callable[[duckdb.DuckDBPyConnection], str | None] | None) -> None:
+    def _start(self) -> None:
         with self._guarded():
-            cursor = self._cursors.take()
+            cursor = self._place.enter(self, lambda: self._reason is not None)
             with self._state:
-                self._cursor = cursor
+                ended = self._ended
+                self._cursor = None if ended else cursor
+            if ended:  # cancelled before it had begun: nobody else gives the place back
+                self._place.leave(cursor, ok=True)
             self._check()
-            if cut_of is not None:
-                cursor.execute("BEGIN TRANSACTION READ ONLY")
-                self._in_transaction = True
-                self.cut = cut_of(cursor)
             readers = self._execute(cursor)
             first = next(readers, None)
             self._batches = self._cut_to_size(first, readers)
@@ -108,7 +117,48 @@ class RunningStatement:
             return None
         self._rows += batch.num_rows
         self._bytes += batch.nbytes
+        if self._result_bytes_max is not None and self._bytes > self._result_bytes_max:
+            raise self._fail(
+                LimitExceeded(
+                    f"the result is larger than the {self._result_bytes_max:,} bytes that K2_FLIGHT_RESULT_BYTES_MAX "
+                    "allows; select less, or in parts"
+                )
+            )
         return batch
+
+    def gather(self, bytes_max: int, timeout_s: float) -> bool | None:
+        """Take the rest of the result into memory and leave the place, so that another statement can have it.
+
+        False when it is larger than `bytes_max`: then all is as before. None when the statement was at work for all of
+        `timeout_s`.
+        """
+        if not self._use.acquire(timeout=timeout_s):
+            return None
+        try:
+            cursor = self._cursor
+            if cursor is None:
+                return True
+            kept: list[pa.RecordBatch] = []
+            size = 0
+            try:
+                for batch in self._batches:
+                    kept.append(batch)
+                    size += batch.nbytes
+                    if size > bytes_max:
+                        self._batches = itertools.chain(kept, self._batches)
+                        return False
+            except Exception as error:  # noqa: BLE001  (it is raised again where the reader comes to it)
+                self._batches = itertools.chain(kept, _raising(error))
+                ok = False
+            else:
+                self._batches = iter(kept)
+                ok = self._reason is None
+            with self._state:
+                self._cursor = None
+            self._place.leave(cursor, ok=ok)
+            return True
+        finally:
+            self._use.release()
 
     def __iter__(self) -> Iterator[pa.RecordBatch]:
         try:
@@ -151,6 +201,11 @@ class RunningStatement:
             return self._is_abandoned is not None and self._is_abandoned()
 
     @property
+    def is_cancelled(self) -> bool:
+        """True once somebody has asked it to stop."""
+        return self._reason is not None
+
+    @property
     def ended(self) -> bool:
         return self._ended
 
@@ -165,20 +220,8 @@ class RunningStatement:
             self._batches = iter(())
             cursor, self._cursor = self._cursor, None
             if cursor is not None:
-                self._return(cursor, clean=status == "ok" and not interrupted)
+                self._place.leave(cursor, ok=status == "ok" and not interrupted)
         self._on_end(type(self._reason).__name__ if self._reason is not None else status, self._rows, self._bytes)
-
-    def _return(self, cursor: duckdb.DuckDBPyConnection, *, clean: bool) -> None:
-        """End the transaction; keep only cursors that nothing has happened to."""
-        try:
-            if clean and self._in_transaction:
-                cursor.execute("ROLLBACK")
-        except duckdb.Error:
-            clean = False
-        if clean:
-            self._cursors.give_back(cursor)
-        else:
-            cursor.close()
 
     # -- inside
 
@@ -209,9 +252,8 @@ class RunningStatement:
                 if self._cursor is None:
                     break
                 try:
-                    if self._in_transaction:
-                        self._cursor.execute("ROLLBACK")
-                        self._cursor.execute("BEGIN TRANSACTION READ ONLY")
+                    if not self._place.restart(self._cursor):
+                        break
                     for _batch in self._cursor.execute(self._text, self._values or None).to_arrow_reader(
                         self._rows_max
                     ):
@@ -230,6 +272,8 @@ class RunningStatement:
             reader = result.to_arrow_reader(self._rows_max)
             self._check()
             found = without_dictionaries(reader.schema)
+            if self._schema is None:
+                self._schema = found
             # Of several parameter sets one may hold a null where others hold a value: those are cast to the promise.
             if not found.equals(self.schema) and (len(self._runs) == 1 or found.names != self.schema.names):
                 raise _schema_changed(self.schema, found)
@@ -256,6 +300,11 @@ class RunningStatement:
                     batch = self._cast(batch)
                 yield from sliced(batch, rows_max=self._rows_max, bytes_max=self._bytes_max)
             reader = next(rest, None)
+
+
+def _raising(error: Exception) -> Iterator[pa.RecordBatch]:
+    raise error
+    yield
 
 
 class TablesChanged(Unavailable):

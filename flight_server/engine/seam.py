@@ -7,6 +7,8 @@ from typing import Any, Protocol
 
 import pyarrow as pa
 
+from flight_server.storage.research import ResearchTables
+
 
 class TableInfo(Protocol):
     """A table as catalogs show it; `arrow_schema` has true nullability and the remarks in metadata `doc`."""
@@ -40,4 +42,18 @@ class Lake(Protocol):
 
     def tables(self) -> Sequence[TableInfo]:
         """The tables that clients are to see."""
+        ...
+
+    @property
+    def research(self) -> ResearchTables:
+        """The Iceberg tables that users write."""
+        ...
+
+    @property
+    def research_version(self) -> int:
+        """Another number whenever the research tables that cursors see, or their columns, have changed."""
+        ...
+
+    def publish_research(self) -> None:
+        """Make what was just written to research seen by every new transaction; returns when it is."""
         ...

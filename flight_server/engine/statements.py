@@ -1,9 +1,10 @@
 """What kind of statement a text holds, decided by DuckDB's own parser before anything is planned or run.
 
-Guarantee: `parse` returns exactly one reading statement, or raises InvalidStatement, Unsupported or PermissionDenied
-in one sentence. Reading means SELECT and what DuckDB counts as SELECT (VALUES, FROM, DESCRIBE, SHOW, SUMMARIZE, PIVOT
-with its values named), and EXPLAIN of one. Table functions are refused unless they only compute (`_TABLE_FUNCTIONS`):
-readers of files would go round the cut, and some functions change the server for everybody.
+Guarantee: `parse` returns exactly one statement that K2 offers, or raises InvalidStatement, Unsupported or
+PermissionDenied in one sentence. Queries are SELECT and what DuckDB counts as SELECT (VALUES, FROM, DESCRIBE, SHOW,
+SUMMARIZE, PIVOT with its values named), and EXPLAIN of one. Table functions are refused in every statement unless they
+only compute (`_TABLE_FUNCTIONS`): readers of files would go round the cut, and some functions change the server for
+everybody.
 """
 
 from __future__ import annotations
@@ -16,23 +17,32 @@ from enum import Enum
 import duckdb
 
 from common.errors import InvalidStatement, PermissionDenied, Unsupported
+from flight_server.engine.changes import Change, change_of
+from flight_server.engine.control import Kill, SetOptions, TransactionVerb, kill_of, options_of, transaction_of
 from flight_server.engine.errors import translated
+from flight_server.engine.tokens import outermost, tokens_of
 
 
 class StatementKind(Enum):
-    """How a statement is run; later kinds: UPDATE, DDL."""
+    """How a statement is run."""
 
     QUERY = "query"
     EXPLAIN = "explain"
+    CHANGE = "change"
+    SET = "set"
+    TRANSACTION = "transaction"
+    KILL = "kill"
 
 
 @dataclass(frozen=True)
 class Statement:
-    """One reading statement.
+    """One statement.
 
     `text` is what the engine runs; `query` is the part of it that can stand in a subquery (the explained one for
     EXPLAIN). `parameters` are the names in the order of binding: "1", "2" for `?` and `$1`. `reads_tables` is False
-    only when the text cannot name a table at all.
+    only when the text cannot name a table at all. `words` are all names in it, lower case; `is_ordered`
+    tells of an ORDER BY over the whole result. `detail` is what a statement
+    that is no query is about.
     """
 
     text: str
@@ -40,6 +50,14 @@ class Statement:
     kind: StatementKind
     parameters: tuple[str, ...]
     reads_tables: bool
+    words: frozenset[str] = frozenset()
+    is_ordered: bool = False
+    detail: Change | SetOptions | TransactionVerb | Kill | None = None
+
+    @property
+    def is_query(self) -> bool:
+        """True for what returns rows and changes nothing."""
+        return self.kind in (StatementKind.QUERY, StatementKind.EXPLAIN)
 
 
 #: Table functions that compute, or describe the catalog; every other one that the engine knows is refused.
@@ -56,19 +74,23 @@ _TABLE_FUNCTIONS = frozenset(
 #: Scalar functions and views with an effect or a secret.
 _REFUSED_NAMES = frozenset({"write_log", "duckdb_logs", "duckdb_secrets", "json_execute_serialized_sql"})
 
+#: Kinds of DuckDB's that may change a session's own tables.
+_CHANGES = frozenset(
+    {
+        duckdb.StatementType.INSERT,
+        duckdb.StatementType.UPDATE,
+        duckdb.StatementType.DELETE,
+        duckdb.StatementType.MERGE_INTO,
+        duckdb.StatementType.CREATE,
+        duckdb.StatementType.DROP,
+        duckdb.StatementType.ALTER,
+    }
+)
 _VERBS = {
-    duckdb.StatementType.INSERT: "INSERT",
-    duckdb.StatementType.UPDATE: "UPDATE",
-    duckdb.StatementType.DELETE: "DELETE",
-    duckdb.StatementType.MERGE_INTO: "MERGE",
-    duckdb.StatementType.CREATE: "CREATE",
-    duckdb.StatementType.DROP: "DROP",
-    duckdb.StatementType.ALTER: "ALTER",
     duckdb.StatementType.COPY: "COPY",
     duckdb.StatementType.ATTACH: "ATTACH",
     duckdb.StatementType.DETACH: "DETACH",
     duckdb.StatementType.EXPORT: "EXPORT",
-    duckdb.StatementType.SET: "SET and USE",
     duckdb.StatementType.VARIABLE_SET: "SET VARIABLE",
     duckdb.StatementType.LOAD: "INSTALL and LOAD",
     duckdb.StatementType.PRAGMA: "PRAGMA",
@@ -76,13 +98,10 @@ _VERBS = {
     duckdb.StatementType.VACUUM: "VACUUM and ANALYZE",
     duckdb.StatementType.PREPARE: "PREPARE",
     duckdb.StatementType.EXECUTE: "EXECUTE",
-    duckdb.StatementType.TRANSACTION: "BEGIN, COMMIT and ROLLBACK",
 }
 _ADVICE = {
     duckdb.StatementType.PREPARE: "use the client's prepared statements",
     duckdb.StatementType.EXECUTE: "use the client's prepared statements",
-    duckdb.StatementType.TRANSACTION: "each statement is a transaction of its own",
-    duckdb.StatementType.SET: "settings are the server's",
 }
 _SPACE = re.compile(r"(?:\s|--[^\n]*(?:\n|\Z)|/\*.*?\*/)*", re.DOTALL)
 _WORD = re.compile(r'"(?P<quoted>(?:[^"]|"")*)"|[^\W\d]\w*')
@@ -97,6 +116,9 @@ def parse(sql: str, parser: duckdb.DuckDBPyConnection, table_functions: Set[str]
     `parser` must have no access to files: the parser itself opens those that IMPORT DATABASE names. `table_functions`:
     the lower-case names of all that the engine has.
     """
+    kill = kill_of(sql)
+    if kill is not None:
+        return Statement(sql, sql, StatementKind.KILL, (), False, detail=kill)
     try:
         found = list(parser.extract_statements(sql))
     except duckdb.Error as error:
@@ -114,28 +136,38 @@ def parse(sql: str, parser: duckdb.DuckDBPyConnection, table_functions: Set[str]
     # The parser rewrites some statements (PRAGMA version becomes SELECT * FROM pragma_version()): run what it means.
     text = sql if statement.query.strip() in sql else statement.query
     if statement.type == duckdb.StatementType.EXPLAIN:
-        query = _explained(text)
-        inner = parse(query, parser, table_functions)
-        return Statement(text, inner.query, StatementKind.EXPLAIN, inner.parameters, inner.reads_tables)
-    if statement.type != duckdb.StatementType.SELECT:
+        inner = parse(_explained(text), parser, table_functions)
+        if inner.kind is not StatementKind.QUERY:
+            raise Unsupported("K2 explains queries only; EXPLAIN ANALYZE of a change would make it")
+        return Statement(text, inner.query, StatementKind.EXPLAIN, inner.parameters, inner.reads_tables, inner.words)
+    if statement.type == duckdb.StatementType.SET:
+        return Statement(text, text, StatementKind.SET, (), False, detail=options_of(text))
+    if statement.type == duckdb.StatementType.TRANSACTION:
+        return Statement(text, text, StatementKind.TRANSACTION, (), False, detail=transaction_of(text))
+    if statement.type != duckdb.StatementType.SELECT and statement.type not in _CHANGES:
         raise _refusal(statement.type)
-    _check_functions(text, table_functions)
+    words = _checked_words(text, table_functions)
+    parameters = _in_order(statement.named_parameters, text)
+    if statement.type in _CHANGES:
+        change = change_of(text, statement.type)
+        return Statement(change.scratch_text, text, StatementKind.CHANGE, parameters, True, words, detail=change)
     query = _without_end(text)
     return Statement(
         text=text,
         query=query,
         kind=StatementKind.QUERY,
-        parameters=_in_order(statement.named_parameters, text),
+        parameters=parameters,
         reads_tables=_NAMES_TABLE.search(query) is not None,
+        words=words,
+        is_ordered=any(token.says("order") for token in outermost(tokens_of(query))),
     )
 
 
 def _refusal(kind: duckdb.StatementType) -> Exception:
     verb = _VERBS.get(kind, str(kind).rpartition(".")[2])
-    if kind in (duckdb.StatementType.PREPARE, duckdb.StatementType.EXECUTE, duckdb.StatementType.TRANSACTION):
+    if kind in (duckdb.StatementType.PREPARE, duckdb.StatementType.EXECUTE):
         return Unsupported(f"K2 does not offer {verb} in SQL; {_ADVICE[kind]}")
-    advice = _ADVICE.get(kind, "only reading statements are allowed")
-    return PermissionDenied(f"K2 does not allow {verb} over Flight SQL; {advice}")
+    return PermissionDenied(f"K2 does not allow {verb} over Flight SQL; it would reach beyond K2's own tables")
 
 
 def _explained(text: str) -> str:
@@ -181,11 +213,15 @@ def _words(text: str) -> Iterator[tuple[str, str]]:
                 yield (word["quoted"] or word.group()).replace('""', '"').lower(), following
 
 
-def _check_functions(text: str, table_functions: Set[str]) -> None:
+def _checked_words(text: str, table_functions: Set[str]) -> frozenset[str]:
+    """Every name in the text, none of which is a function that is not allowed."""
+    words = set()
     for word, following in _words(text):
+        words.add(word)
         refused = word in table_functions and word not in _TABLE_FUNCTIONS and following == "("
         if refused or word in _REFUSED_NAMES:
             raise PermissionDenied(f"the function {word} is not allowed; K2's SQL reads its own tables only")
+    return frozenset(words)
 
 
 def _in_order(names: Set[str], text: str) -> tuple[str, ...]:

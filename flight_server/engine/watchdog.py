@@ -1,23 +1,41 @@
-"""Deadlines of running statements, watched by one thread; the decision who is late is a function of the clock."""
+"""What runs now, and until when: deadlines watched by one thread; who is late is a function of the clock."""
 
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
+from dataclasses import dataclass
 
 from common.clock import Clock
 from common.errors import StatementTimeout
 from flight_server.engine.running import RunningStatement
 
+#: How often is looked: a cancel whose interrupt met the engine just before its work began is said again by then.
+_INTERVAL_S = 0.1
+
+
+@dataclass(frozen=True)
+class About:
+    """One running statement as ops.statements shows it."""
+
+    id: bytes
+    principal: str
+    session_id: str
+    text: str
+    kind: str
+    began_us: int
+    deadline_s: float
+    timeout_s: float
+
 
 class Watchdog:
     """Cancels each watched statement once its time, or its client, is gone. Thread-safe."""
 
-    def __init__(self, clock: Clock, *, timeout_s: float) -> None:
+    def __init__(self, clock: Clock, *, also: Callable[[], None]) -> None:
+        """`also` is what else is to be looked after now and then."""
         self._clock = clock
-        self._timeout_s = timeout_s
-        # A statement may end late by this much: 1 % of its time, at most a quarter of a second.
-        self._interval_s = min(0.25, timeout_s / 100)
-        self._deadlines: dict[RunningStatement, float] = {}
+        self._also = also
+        self._watched: dict[RunningStatement, About] = {}
         self._lock = threading.Lock()
         self._stopping = threading.Event()
         self._thread: threading.Thread | None = None
@@ -31,34 +49,33 @@ class Watchdog:
         if self._thread is not None:
             self._thread.join()
 
-    def watch(self, statement: RunningStatement) -> None:
+    def watch(self, statement: RunningStatement, about: About) -> None:
         with self._lock:
-            self._deadlines[statement] = self._clock.monotonic_s() + self._timeout_s
+            self._watched[statement] = about
 
     def forget(self, statement: RunningStatement) -> None:
         with self._lock:
-            self._deadlines.pop(statement, None)
+            self._watched.pop(statement, None)
 
-    def running(self) -> list[RunningStatement]:
+    def running(self) -> list[tuple[RunningStatement, About]]:
         with self._lock:
-            return list(self._deadlines)
+            return list(self._watched.items())
 
     def expire(self) -> None:
         """Cancel all that are late now, and those that nobody waits for any more."""
         now_s = self._clock.monotonic_s()
-        with self._lock:
-            watched = list(self._deadlines.items())
-        for statement, deadline_s in watched:
-            if deadline_s <= now_s:
+        for statement, about in self.running():
+            if about.deadline_s <= now_s:
                 statement.cancel(
                     StatementTimeout(
-                        f"the statement, its result included, took longer than {self._timeout_s:g} s and was stopped; "
+                        f"the statement, its result included, took longer than {about.timeout_s:g} s and was stopped; "
                         "select less, or raise K2_FLIGHT_STATEMENT_TIMEOUT_S"
                     )
                 )
-            elif statement.is_abandoned():
+            elif statement.is_cancelled or statement.is_abandoned():
                 statement.cancel()
+        self._also()
 
     def _run(self) -> None:
-        while not self._stopping.wait(self._interval_s):
+        while not self._stopping.wait(_INTERVAL_S):
             self.expire()

@@ -15,6 +15,9 @@ from flight_server.protocol import FlightSql_pb2 as sql
 from flight_server.protocol.columns import with_column_metadata
 from flight_server.protocol.patterns import name_filter, pattern_filter
 
+#: The schemas whose tables clients may change: their sessions' own, and the Iceberg namespace for everybody.
+_WRITABLE = frozenset({"main", "research"})
+
 
 class TableInfo(Protocol):
     """A table as the catalog shows it; `arrow_schema` has true nullability and the remarks in metadata `doc`."""
@@ -124,7 +127,11 @@ def tables(command: sql.CommandGetTables, known: Iterable[TableInfo]) -> pa.Tabl
 def table_schema(table: TableInfo) -> bytes:
     """The table's Arrow schema as one IPC message, its fields with Flight SQL's column metadata."""
     described = with_column_metadata(
-        table.arrow_schema, catalog=table.catalog, db_schema=table.schema, table=table.name
+        table.arrow_schema,
+        catalog=table.catalog,
+        db_schema=table.schema,
+        table=table.name,
+        read_only=table.schema not in _WRITABLE,
     )
     return bytes(described.serialize().to_pybytes())
 

@@ -88,12 +88,16 @@ def precision_and_scale(data_type: pa.DataType) -> tuple[int | None, int | None]
     return _PRECISION.get(data_type), None
 
 
-def with_column_metadata(schema: pa.Schema, *, catalog: str, db_schema: str, table: str) -> pa.Schema:
+def with_column_metadata(
+    schema: pa.Schema, *, catalog: str, db_schema: str, table: str, read_only: bool = True
+) -> pa.Schema:
     """The schema with each field's metadata as Flight SQL names it, beside what the field carried before."""
-    return pa.schema([_described(field, catalog, db_schema, table) for field in schema], metadata=schema.metadata)
+    return pa.schema(
+        [_described(field, catalog, db_schema, table, read_only) for field in schema], metadata=schema.metadata
+    )
 
 
-def _described(field: pa.Field, catalog: str, db_schema: str, table: str) -> pa.Field:
+def _described(field: pa.Field, catalog: str, db_schema: str, table: str, read_only: bool) -> pa.Field:
     precision, scale = precision_and_scale(field.type)
     text = kinds.is_string(field.type) or kinds.is_large_string(field.type)
     said = {
@@ -106,7 +110,7 @@ def _described(field: pa.Field, catalog: str, db_schema: str, table: str) -> pa.
         "SCALE": None if scale is None else str(scale),
         "IS_AUTO_INCREMENT": "0",
         "IS_CASE_SENSITIVE": "1" if text else "0",
-        "IS_READ_ONLY": "1",
+        "IS_READ_ONLY": "1" if read_only else "0",
         "IS_SEARCHABLE": "1",
     }
     metadata: dict[bytes, bytes] = dict(field.metadata or {})

@@ -10,9 +10,10 @@ from google.protobuf.any_pb2 import Any as AnyMessage
 from google.protobuf.message import DecodeError, Message
 
 from common.errors import InvalidStatement, Unsupported
+from flight_server.protocol import Flight_pb2 as flight
 from flight_server.protocol import FlightSql_pb2 as sql
 
-_PACKAGE = "arrow.flight.protocol.sql."
+_PACKAGE = "arrow.flight.protocol."
 
 #: Every message that a FlightDescriptor's command or a Ticket may carry, by full name.
 _MESSAGES: dict[str, type[Message]] = {
@@ -38,7 +39,7 @@ _MESSAGES: dict[str, type[Message]] = {
     )
 }
 
-#: Action type -> the message in its body, for every action of Flight SQL.
+#: Action type -> the message in its body, for every action of Flight SQL and those of Flight that its clients send.
 ACTION_BODIES: dict[str, type[Message]] = {
     "CreatePreparedStatement": sql.ActionCreatePreparedStatementRequest,
     "ClosePreparedStatement": sql.ActionClosePreparedStatementRequest,
@@ -48,6 +49,11 @@ ACTION_BODIES: dict[str, type[Message]] = {
     "BeginSavepoint": sql.ActionBeginSavepointRequest,
     "EndSavepoint": sql.ActionEndSavepointRequest,
     "CancelQuery": sql.ActionCancelQueryRequest,
+    "CancelFlightInfo": flight.CancelFlightInfoRequest,
+    "RenewFlightEndpoint": flight.RenewFlightEndpointRequest,
+    "SetSessionOptions": flight.SetSessionOptionsRequest,
+    "GetSessionOptions": flight.GetSessionOptionsRequest,
+    "CloseSession": flight.CloseSessionRequest,
 }
 
 
@@ -109,4 +115,7 @@ def _parse(message_type: type[Message], data: bytes, where: str) -> Message:
 
 def _quotable(name: str) -> str:
     """At most 100 printable characters of a name that a stranger chose."""
-    return "".join(character if character.isprintable() else "?" for character in name.removeprefix(_PACKAGE)[:100])
+    return "".join(
+        character if character.isprintable() else "?"
+        for character in name.removeprefix(_PACKAGE).removeprefix("sql.")[:100]
+    )

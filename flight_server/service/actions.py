@@ -1,113 +1,196 @@
-"""The Flight SQL actions, and what DoPut carries: preparing, binding, closing."""
+"""The actions of Flight SQL, and those of Flight that its clients send: preparing, transactions, sessions."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
-import pyarrow as pa
+from google.protobuf.message import DecodeError
+from google.protobuf.timestamp_pb2 import Timestamp
 from pyarrow import flight
 
-from common.errors import InvalidStatement, LimitExceeded, Unsupported
-from flight_server.engine.engine import Engine
+from common.errors import InvalidStatement, Unsupported
+from flight_server.engine.session_options import OptionValue
+from flight_server.protocol import Flight_pb2 as messages
 from flight_server.protocol import FlightSql_pb2 as sql
-from flight_server.protocol.commands import ACTION_BODIES, decode_action, name_of, wrap
-from flight_server.service.prepared import PreparedStatements
+from flight_server.protocol.commands import ACTION_BODIES, decode_action, decode_command, wrap
+from flight_server.protocol.tickets import StatementHandle
+from flight_server.service.commands import Call, Statements, refusal_of, transaction_of
+from flight_server.service.prepared import PreparedStatement, PreparedStatements
 
-#: Parameters travel in the ticket, twice: well below the 16 MiB that a gRPC message of ADBC may have.
-_PARAMETER_BYTES_MAX = 4 * 1024**2
-
-#: Flight's own actions that Flight SQL clients send; later issues answer them.
-_FLIGHT_ACTIONS = frozenset(
-    ("CancelFlightInfo", "RenewFlightEndpoint", "SetSessionOptions", "GetSessionOptions", "CloseSession")
-)
+Answers = list[bytes]
 
 
 class Actions:
-    """DoAction and DoPut. Each method raises our errors."""
+    """DoAction. Each method raises our errors."""
 
-    def __init__(self, engine: Engine, prepared: PreparedStatements) -> None:
-        self._engine = engine
+    def __init__(self, statements: Statements, prepared: PreparedStatements) -> None:
+        self._statements = statements
+        self._engine = statements.engine
+        self._writing = statements.writing
         self._prepared = prepared
-        self._offered: dict[str, tuple[str, Callable[[Any], list[bytes]]]] = {
+        self._offered: dict[str, tuple[str, Callable[[Any, Call], Answers]]] = {
             "CreatePreparedStatement": ("Prepare an SQL statement.", self._create),
             "ClosePreparedStatement": ("Forget a prepared statement.", self._close),
+            "BeginTransaction": ("Begin a transaction: one cut for all of its statements.", self._begin),
+            "EndTransaction": ("Commit a transaction, or roll it back.", self._end),
+            "CancelFlightInfo": ("Stop what a FlightInfo's tickets give.", self._cancel),
+            "CancelQuery": ("The older form of CancelFlightInfo.", self._cancel_query),
+            "RenewFlightEndpoint": ("The same endpoint, good for longer.", self._renew),
+            "SetSessionOptions": ("Set options of the session.", self._set_options),
+            "GetSessionOptions": ("All options of the session.", self._get_options),
+            "CloseSession": ("End the session and all that it holds.", self._close_session),
         }
 
     def types(self) -> list[flight.ActionType]:
         return [flight.ActionType(name, text) for name, (text, _) in self._offered.items()]
 
-    def run(self, action: flight.Action) -> list[bytes]:
+    def run(self, action: flight.Action, call: Call) -> Answers:
         """The results of an action, each the body of one Result."""
         name = str(action.type)
         if name not in ACTION_BODIES:
-            known = "not offered yet" if name in _FLIGHT_ACTIONS else "not known"
-            raise Unsupported(f"the action {name[:100]!r} is {known}; K2 offers {', '.join(self._offered)}")
+            raise Unsupported(f"the action {name[:100]!r} is not known; K2 offers {', '.join(self._offered)}")
         body = action.body.to_pybytes() if action.body is not None else b""
         command = decode_action(name, body)
+        if name in ("BeginSavepoint", "EndSavepoint"):
+            raise Unsupported(
+                "K2 has no savepoints, because its engine, DuckDB, has none; use a transaction for each part that is "
+                "to be rolled back by itself"
+            )
         if name not in self._offered:
-            raise Unsupported(f"K2 does not offer the action {name} yet; it offers {', '.join(self._offered)}")
-        return self._offered[name][1](command)
+            raise Unsupported(refusal_of(command))
+        return self._offered[name][1](command, call)
 
-    def put(self, command: Any, reader: flight.MetadataRecordBatchReader, writer: flight.FlightMetadataWriter) -> None:
-        """DoPut: parameters for a prepared query. Statements that change data are not offered yet."""
-        if isinstance(command, sql.CommandPreparedStatementQuery):
-            handle = command.prepared_statement_handle
-            self._bind(handle, _one_batch(reader))
-            answer = sql.DoPutPreparedStatementResult(prepared_statement_handle=handle)
-            writer.write(pa.py_buffer(answer.SerializeToString()))
-            return
-        if isinstance(command, sql.CommandStatementUpdate):
-            self._refuse_update(command.query)
-        if isinstance(command, sql.CommandPreparedStatementUpdate):
-            self._refuse_update(self._prepared.get(command.prepared_statement_handle).query)
-        raise Unsupported(f"K2 does not offer {name_of(command)} yet; DoPut only binds the parameters of queries")
+    # -- prepared statements
 
-    def _create(self, request: sql.ActionCreatePreparedStatementRequest) -> list[bytes]:
-        if request.HasField("transaction_id"):
-            raise Unsupported("K2 does not offer transactions over Flight SQL yet; leave transaction_id out")
-        info = self._engine.describe(request.query)
-        answer = sql.ActionCreatePreparedStatementResult(
-            prepared_statement_handle=self._prepared.add(request.query),
-            dataset_schema=info.result_schema.serialize().to_pybytes(),
-            is_update=False,
+    def _create(self, request: sql.ActionCreatePreparedStatementRequest, call: Call) -> Answers:
+        caller, transaction_id = call.caller, transaction_of(request)
+        info = self._engine.describe(request.query, caller, transaction_id)
+        session = self._engine.session_of(caller, transaction_id)
+        statement = PreparedStatement(
+            request.query,
+            caller.principal,
+            session.id if session is not None else caller.session_id,
+            transaction_id,
         )
-        if len(info.parameter_schema):
-            answer.parameter_schema = info.parameter_schema.serialize().to_pybytes()
+        is_query = info.statement.is_query
+        parameters = (
+            info.parameter_schema if is_query else self._writing.parameter_schema(request.query, caller, transaction_id)
+        )
+        answer = sql.ActionCreatePreparedStatementResult(
+            prepared_statement_handle=self._prepared.add(statement), is_update=not is_query
+        )
+        if is_query:  # without a schema JDBC takes the statement for an update
+            answer.dataset_schema = info.result_schema.serialize().to_pybytes()
+        if len(parameters):
+            answer.parameter_schema = parameters.serialize().to_pybytes()
         return [wrap(answer)]
 
-    def _close(self, request: sql.ActionClosePreparedStatementRequest) -> list[bytes]:
-        self._prepared.close(request.prepared_statement_handle)
+    def _close(self, request: sql.ActionClosePreparedStatementRequest, call: Call) -> Answers:
+        self._prepared.close(request.prepared_statement_handle, call.caller.principal)
         return []
 
-    def _bind(self, handle: bytes, parameters: pa.RecordBatch) -> None:
-        statement = self._prepared.get(handle)
-        if parameters.nbytes > _PARAMETER_BYTES_MAX:
-            raise LimitExceeded(
-                f"{parameters.nbytes:,} bytes of parameters are more than the {_PARAMETER_BYTES_MAX:,} that one "
-                "statement may bind; bind fewer rows at a time"
-            )
-        self._engine.check_parameters(statement.query, parameters)
-        self._prepared.bind(handle, parameters)
+    # -- transactions
 
-    def _refuse_update(self, query: str) -> None:
-        self._engine.describe(query)  # an INSERT and its like are refused in there, by name
-        raise Unsupported("the statement returns rows and changes nothing; run it as a query")
+    def _begin(self, request: sql.ActionBeginTransactionRequest, call: Call) -> Answers:
+        return [wrap(sql.ActionBeginTransactionResult(transaction_id=self._writing.begin(call.caller)))]
+
+    def _end(self, request: sql.ActionEndTransactionRequest, call: Call) -> Answers:
+        if request.action == sql.ActionEndTransactionRequest.END_TRANSACTION_UNSPECIFIED:
+            raise InvalidStatement("EndTransaction says neither commit nor roll back; send one of both")
+        commit = request.action == sql.ActionEndTransactionRequest.END_TRANSACTION_COMMIT
+        self._writing.end(request.transaction_id, call.caller, commit=commit)
+        return []
+
+    # -- tickets
+
+    def _cancel(self, request: messages.CancelFlightInfoRequest, call: Call) -> Answers:
+        done = self._cancel_all(request.info, call)
+        status = messages.CANCEL_STATUS_CANCELLED if done else messages.CANCEL_STATUS_NOT_CANCELLABLE
+        # A bare message: Flight's own actions are not wrapped in an Any.
+        return [messages.CancelFlightInfoResult(status=status).SerializeToString()]
+
+    def _cancel_query(self, request: sql.ActionCancelQueryRequest, call: Call) -> Answers:
+        try:
+            info = messages.FlightInfo.FromString(request.info)
+        except DecodeError:
+            raise InvalidStatement("CancelQuery takes a serialised FlightInfo; what came is none") from None
+        done = self._cancel_all(info, call)
+        results = sql.ActionCancelQueryResult
+        result = results.CANCEL_RESULT_CANCELLED if done else results.CANCEL_RESULT_NOT_CANCELLABLE
+        return [wrap(sql.ActionCancelQueryResult(result=result))]
+
+    def _cancel_all(self, info: messages.FlightInfo, call: Call) -> bool:
+        handles = [self._handle(endpoint.ticket.ticket, call) for endpoint in info.endpoint]
+        stopped = [self._engine.cancel(handle.id, call.caller) for handle in handles if handle is not None]
+        return any(stopped)
+
+    def _renew(self, request: messages.RenewFlightEndpointRequest, call: Call) -> Answers:
+        handle = self._handle(request.endpoint.ticket.ticket, call)
+        renewed = messages.FlightEndpoint()
+        renewed.CopyFrom(request.endpoint)
+        if handle is None:  # a catalog command is its own ticket and is good for ever
+            renewed.ClearField("expiration_time")
+            return [renewed.SerializeToString()]
+        expires_us = self._statements.expiry_us()
+        self._engine.renew(handle.id)
+        renewed.ticket.ticket = self._statements.seal.ticket(replace(handle, expires_us=expires_us))
+        expiry = Timestamp()
+        expiry.FromMicroseconds(expires_us)
+        renewed.expiration_time.CopyFrom(expiry)
+        return [renewed.SerializeToString()]
+
+    def _handle(self, ticket: bytes, call: Call) -> StatementHandle | None:
+        """The statement handle in a ticket of ours; None for a ticket that is a command. Raises InvalidStatement."""
+        command = decode_command(ticket, where="Ticket.ticket")
+        if not isinstance(command, sql.TicketStatementQuery):
+            return None
+        return self._statements.seal.open(
+            command.statement_handle, principal=call.caller.principal, now_us=self._statements.now_us()
+        )
+
+    # -- sessions
+
+    def _set_options(self, request: messages.SetSessionOptionsRequest, call: Call) -> Answers:
+        options = {name: _value(option) for name, option in request.session_options.items()}
+        errors = self._writing.set_options(options, call.caller)
+        answer = messages.SetSessionOptionsResult()
+        for name, (error, _) in errors.items():
+            answer.errors[name].value = messages.SetSessionOptionsResult.ErrorValue.Value(error.name)
+        return [answer.SerializeToString()]
+
+    def _get_options(self, request: messages.GetSessionOptionsRequest, call: Call) -> Answers:
+        answer = messages.GetSessionOptionsResult()
+        for name, value in self._writing.options(call.caller).items():
+            _put(answer.session_options[name], value)
+        return [answer.SerializeToString()]
+
+    def _close_session(self, request: messages.CloseSessionRequest, call: Call) -> Answers:
+        session = self._engine.session_of(call.caller, None)
+        self._prepared.close_session(session.id if session else call.caller.session_id, call.caller.principal)
+        self._writing.close_session(call.caller)
+        return [messages.CloseSessionResult(status=messages.CloseSessionResult.CLOSED).SerializeToString()]
 
 
-def _one_batch(reader: flight.MetadataRecordBatchReader) -> pa.RecordBatch:
-    """All parameter rows of a stream as one batch, read no further than is allowed."""
-    batches: list[pa.RecordBatch] = []
-    size = 0
-    try:
-        for chunk in reader:
-            if chunk.data is not None:
-                batches.append(chunk.data)
-                size += chunk.data.nbytes
-            if size > _PARAMETER_BYTES_MAX:
-                break
-        schema = reader.schema
-    except (pa.ArrowInvalid, pa.ArrowTypeError, OSError) as error:
-        raise InvalidStatement(f"the bound parameters are no readable Arrow stream ({error})") from None
-    combined = pa.Table.from_batches(batches, schema).combine_chunks().to_batches()
-    return combined[0] if combined else pa.RecordBatch.from_pylist([], schema=schema)
+def _value(option: messages.SessionOptionValue) -> OptionValue:
+    kind = option.WhichOneof("option_value")
+    if kind is None:
+        return None
+    if kind == "string_list_value":
+        return list(option.string_list_value.values)
+    value: OptionValue = getattr(option, kind)
+    return value
+
+
+def _put(option: messages.SessionOptionValue, value: OptionValue) -> None:
+    if isinstance(value, bool):
+        option.bool_value = value
+    elif isinstance(value, int):
+        option.int64_value = value
+    elif isinstance(value, float):
+        option.double_value = value
+    elif isinstance(value, list):
+        option.string_list_value.values.extend(value)
+    elif value is not None:
+        option.string_value = value

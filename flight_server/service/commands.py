@@ -7,15 +7,19 @@ in one of them and not in the others.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import pyarrow as pa
 from google.protobuf.message import Message
 from pyarrow import flight
 
+from common.clock import Clock
 from common.errors import InvalidStatement, Unavailable, Unsupported
 from common.settings import FlightSettings
-from flight_server.engine.engine import Engine
+from flight_server.engine.engine import COUNT_SCHEMA, Engine, Request
+from flight_server.engine.sessions import Caller
+from flight_server.engine.writing import Writing
 from flight_server.protocol import FlightSql_pb2 as sql
 from flight_server.protocol import catalog
 from flight_server.protocol.commands import name_of, wrap
@@ -26,22 +30,41 @@ from flight_server.service import server_info
 from flight_server.service.prepared import PreparedStatements
 from flight_server.service.streaming import stream_of, table_stream
 
-#: Says whether the client of the call is gone.
-IsGone = Callable[[], bool]
+
+@dataclass(frozen=True)
+class Call:
+    """One call as its handler sees it: whose it is, whether the client has gone, and a log that names the call."""
+
+    caller: Caller
+    is_gone: Callable[[], bool]
+    log: Any
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What GetFlightInfo says of a result; -1 where a number is not known."""
+
+    schema: pa.Schema
+    ticket: bytes
+    expires_us: int | None = None
+    ordered: bool = False
+    cut: str | None = None
+    records: int = -1
+    size: int = -1
 
 
 class Handler(Protocol):
     """Answers one command. Each method raises our errors."""
 
-    def schema(self, command: Any) -> pa.Schema:
-        """The schema of the result; exactly what the stream will have."""
+    def schema(self, command: Any, call: Call) -> pa.Schema:
+        """The schema of the result; exactly what the stream will have. Runs nothing."""
         ...
 
-    def ticket(self, command: Any, schema: pa.Schema) -> bytes:
-        """What DoGet is to be asked with."""
+    def announce(self, command: Any, call: Call) -> Answer:
+        """What the result is, and what DoGet is to be asked with."""
         ...
 
-    def stream(self, command: Any, is_gone: IsGone, log: Any) -> flight.FlightDataStream:
+    def stream(self, command: Any, call: Call) -> flight.FlightDataStream:
         """The result, for the message inside the ticket."""
         ...
 
@@ -49,116 +72,177 @@ class Handler(Protocol):
 class CatalogHandler:
     """A command whose answer is a small table made on the spot; its ticket is the command itself."""
 
-    def __init__(self, schema: Callable[[Any], pa.Schema], table: Callable[[Any], pa.Table]) -> None:
+    def __init__(self, schema: Callable[[Any], pa.Schema], table: Callable[[Any, Caller], pa.Table]) -> None:
         self._schema = schema
         self._table = table
 
-    def schema(self, command: Any) -> pa.Schema:
+    def schema(self, command: Any, call: Call) -> pa.Schema:
         return self._schema(command)
 
-    def ticket(self, command: Any, schema: pa.Schema) -> bytes:
-        return wrap(command)
+    def announce(self, command: Any, call: Call) -> Answer:
+        return Answer(self._schema(command), wrap(command))
 
-    def stream(self, command: Any, is_gone: IsGone, log: Any) -> flight.FlightDataStream:
-        return table_stream(self._table(command))
+    def stream(self, command: Any, call: Call) -> flight.FlightDataStream:
+        return table_stream(self._table(command, call.caller))
+
+
+class Statements:
+    """What the handlers of statements have in common: announcing a text, and making its ticket.
+
+    A statement that changes something is run when it is announced, once, however often its ticket is read: clients
+    send it as a query and may never ask for its rows. The ticket then holds the answer.
+    """
+
+    def __init__(self, engine: Engine, writing: Writing, seal: TicketSeal, clock: Clock, *, ticket_s: float) -> None:
+        self.engine = engine
+        self.writing = writing
+        self.seal = seal
+        self._clock = clock
+        self._ticket_us = int(ticket_s * 1_000_000)
+
+    def now_us(self) -> int:
+        return self._clock.now_us()
+
+    def expiry_us(self) -> int:
+        """When a ticket that is made now stops being good."""
+        return self._clock.now_us() + self._ticket_us
+
+    def announce(self, request: Request, call: Call) -> Answer:
+        caller = call.caller
+        info = self.engine.describe(request.sql, caller, request.transaction_id)
+        expires_us = self.expiry_us()
+        if not info.statement.is_query:
+            count = self.writing.run(request, caller, call.is_gone)
+            result = pa.RecordBatch.from_pydict({"Count": [count]}, schema=COUNT_SCHEMA)
+            handle = StatementHandle(
+                request.sql,
+                None,
+                fingerprint(COUNT_SCHEMA),
+                principal=caller.principal,
+                expires_us=expires_us,
+                result=result,
+            )
+            return Answer(COUNT_SCHEMA, self.seal.ticket(handle), expires_us, records=1, size=result.nbytes)
+        announced = self.engine.announce(request, caller)
+        handle = StatementHandle(
+            request.sql,
+            request.parameters,
+            fingerprint(announced.schema),
+            announced.id,
+            caller.principal,
+            expires_us,
+            announced.cut,
+            request.transaction_id,
+        )
+        return Answer(announced.schema, self.seal.ticket(handle), expires_us, announced.ordered, announced.cut)
 
 
 class StatementHandler:
     """CommandStatementQuery, and the ticket that it hands out."""
 
-    def __init__(self, engine: Engine, seal: TicketSeal) -> None:
-        self._engine = engine
-        self._seal = seal
+    def __init__(self, statements: Statements) -> None:
+        self._statements = statements
 
-    def schema(self, command: sql.CommandStatementQuery) -> pa.Schema:
-        _no_transaction(command)
-        return self._engine.result_schema(command.query, None)
+    def schema(self, command: sql.CommandStatementQuery, call: Call) -> pa.Schema:
+        return self._statements.engine.result_schema(command.query, None, call.caller, transaction_of(command))
 
-    def ticket(self, command: sql.CommandStatementQuery, schema: pa.Schema) -> bytes:
-        return self._seal.ticket(StatementHandle(command.query, None, fingerprint(schema)))
+    def announce(self, command: sql.CommandStatementQuery, call: Call) -> Answer:
+        return self._statements.announce(Request(command.query, transaction_id=transaction_of(command)), call)
 
-    def stream(self, command: Any, is_gone: IsGone, log: Any) -> flight.FlightDataStream:
+    def stream(self, command: Any, call: Call) -> flight.FlightDataStream:
         raise InvalidStatement("DoGet takes the ticket that GetFlightInfo gave, not the command; ask for that first")
 
 
 class TicketHandler:
     """TicketStatementQuery: runs what the handle inside says."""
 
-    def __init__(self, engine: Engine, seal: TicketSeal) -> None:
-        self._engine = engine
-        self._seal = seal
+    def __init__(self, statements: Statements) -> None:
+        self._statements = statements
 
-    def schema(self, command: Any) -> pa.Schema:
+    def schema(self, command: Any, call: Call) -> pa.Schema:
         raise InvalidStatement("a ticket is for DoGet; GetFlightInfo takes a command")
 
-    def ticket(self, command: Any, schema: pa.Schema) -> bytes:
+    def announce(self, command: Any, call: Call) -> Answer:
         raise InvalidStatement("a ticket is for DoGet; GetFlightInfo takes a command")
 
-    def stream(self, command: sql.TicketStatementQuery, is_gone: IsGone, log: Any) -> flight.FlightDataStream:
-        handle = self._seal.open(command.statement_handle)
-        running = self._engine.execute(handle.query, handle.parameters, is_abandoned=is_gone)
+    def stream(self, command: sql.TicketStatementQuery, call: Call) -> flight.FlightDataStream:
+        statements = self._statements
+        handle = statements.seal.open(
+            command.statement_handle, principal=call.caller.principal, now_us=statements.now_us()
+        )
+        if handle.result is not None:
+            return table_stream(pa.Table.from_batches([handle.result]))
+        request = Request(handle.query, handle.parameters, handle.id, handle.cut, handle.transaction_id)
+        running = statements.engine.execute(request, call.caller, is_abandoned=call.is_gone)
         if fingerprint(running.schema) != handle.schema_fingerprint:
             running.close()
             raise Unavailable("the tables changed since GetFlightInfo was answered; run the statement again")
-        return stream_of(running, log)
+        return stream_of(running, call.log)
 
 
 class PreparedHandler:
     """CommandPreparedStatementQuery: what was prepared, with the parameters bound last."""
 
-    def __init__(self, engine: Engine, seal: TicketSeal, prepared: PreparedStatements) -> None:
-        self._engine = engine
-        self._seal = seal
+    def __init__(self, statements: Statements, prepared: PreparedStatements) -> None:
+        self._statements = statements
         self._prepared = prepared
 
-    def schema(self, command: sql.CommandPreparedStatementQuery) -> pa.Schema:
-        statement = self._prepared.get(command.prepared_statement_handle)
-        return self._engine.result_schema(statement.query, statement.parameters)
+    def _request(self, command: sql.CommandPreparedStatementQuery, call: Call) -> Request:
+        statement = self._prepared.get(command.prepared_statement_handle, call.caller.principal)
+        return Request(statement.query, statement.parameters, transaction_id=statement.transaction_id)
 
-    def ticket(self, command: sql.CommandPreparedStatementQuery, schema: pa.Schema) -> bytes:
-        statement = self._prepared.get(command.prepared_statement_handle)
-        return self._seal.ticket(StatementHandle(statement.query, statement.parameters, fingerprint(schema)))
+    def schema(self, command: sql.CommandPreparedStatementQuery, call: Call) -> pa.Schema:
+        request = self._request(command, call)
+        return self._statements.engine.result_schema(
+            request.sql, request.parameters, call.caller, request.transaction_id
+        )
 
-    def stream(self, command: sql.CommandPreparedStatementQuery, is_gone: IsGone, log: Any) -> flight.FlightDataStream:
+    def announce(self, command: sql.CommandPreparedStatementQuery, call: Call) -> Answer:
+        return self._statements.announce(self._request(command, call), call)
+
+    def stream(self, command: sql.CommandPreparedStatementQuery, call: Call) -> flight.FlightDataStream:
         """Some older clients make the ticket themselves, out of the command."""
-        statement = self._prepared.get(command.prepared_statement_handle)
-        return stream_of(self._engine.execute(statement.query, statement.parameters, is_abandoned=is_gone), log)
+        running = self._statements.engine.execute(self._request(command, call), call.caller, is_abandoned=call.is_gone)
+        return stream_of(running, call.log)
 
 
 def query_handlers(
-    engine: Engine, settings: FlightSettings, seal: TicketSeal, prepared: PreparedStatements
+    statements: Statements, settings: FlightSettings, prepared: PreparedStatements
 ) -> Mapping[type[Message], Handler]:
     """Message type -> who answers it, for GetFlightInfo, GetSchema and DoGet."""
+    engine = statements.engine
 
-    def databases() -> set[tuple[str, str]]:
-        return {(table.catalog, table.schema) for table in engine.tables()}
+    def databases(caller: Caller) -> set[tuple[str, str]]:
+        return {(table.catalog, table.schema) for table in engine.tables(caller)} | engine.schemas()
 
     return {
-        sql.CommandStatementQuery: StatementHandler(engine, seal),
-        sql.TicketStatementQuery: TicketHandler(engine, seal),
-        sql.CommandPreparedStatementQuery: PreparedHandler(engine, seal, prepared),
+        sql.CommandStatementQuery: StatementHandler(statements),
+        sql.TicketStatementQuery: TicketHandler(statements),
+        sql.CommandPreparedStatementQuery: PreparedHandler(statements, prepared),
         sql.CommandGetCatalogs: CatalogHandler(
-            lambda command: catalog.CATALOGS, lambda command: catalog.catalogs(name for name, _ in databases())
+            lambda command: catalog.CATALOGS,
+            lambda command, caller: catalog.catalogs(name for name, _ in databases(caller)),
         ),
         sql.CommandGetDbSchemas: CatalogHandler(
-            lambda command: catalog.DB_SCHEMAS, lambda command: catalog.db_schemas(command, databases())
+            lambda command: catalog.DB_SCHEMAS, lambda command, caller: catalog.db_schemas(command, databases(caller))
         ),
         sql.CommandGetTables: CatalogHandler(
-            catalog.tables_schema, lambda command: catalog.tables(command, engine.tables())
+            catalog.tables_schema, lambda command, caller: catalog.tables(command, engine.tables(caller))
         ),
         sql.CommandGetTableTypes: CatalogHandler(
-            lambda command: catalog.TABLE_TYPES,
-            lambda command: catalog.table_types(table.kind for table in engine.tables()),
+            lambda command: catalog.TABLE_TYPES, lambda command, caller: catalog.table_types(engine.table_types())
         ),
         # The tables have no declared keys: no rows is the true answer.
         sql.CommandGetPrimaryKeys: _nothing(catalog.PRIMARY_KEYS),
         sql.CommandGetExportedKeys: _nothing(catalog.FOREIGN_KEYS),
         sql.CommandGetImportedKeys: _nothing(catalog.FOREIGN_KEYS),
         sql.CommandGetCrossReference: _nothing(catalog.FOREIGN_KEYS),
-        sql.CommandGetXdbcTypeInfo: CatalogHandler(lambda command: XDBC_TYPE_INFO, xdbc_type_info),
+        sql.CommandGetXdbcTypeInfo: CatalogHandler(
+            lambda command: XDBC_TYPE_INFO, lambda command, caller: xdbc_type_info(command)
+        ),
         sql.CommandGetSqlInfo: CatalogHandler(
             lambda command: SQL_INFO,
-            lambda command: sql_info(command, server_info.answers(engine.dialect, settings)),
+            lambda command, caller: sql_info(command, server_info.answers(engine.dialect, settings)),
         ),
     }
 
@@ -167,14 +251,25 @@ def handler_of(handlers: Mapping[type[Message], Handler], command: Message) -> H
     """Who answers the command. Raises Unsupported, naming it, when nobody does."""
     handler = handlers.get(type(command))
     if handler is None:
-        raise Unsupported(f"K2 does not offer {name_of(command)} yet; it answers queries and catalog commands")
+        raise Unsupported(refusal_of(command))
     return handler
 
 
+def refusal_of(command: Message) -> str:
+    """Why a command is not answered here."""
+    if isinstance(command, (sql.CommandStatementSubstraitPlan, sql.ActionCreatePreparedSubstraitPlanRequest)):
+        return "K2 takes SQL and no Substrait plans, which its engine does not read; send the statement as SQL"
+    if isinstance(
+        command, (sql.CommandStatementUpdate, sql.CommandPreparedStatementUpdate, sql.CommandStatementIngest)
+    ):
+        return f"{name_of(command)} goes to DoPut; GetFlightInfo and DoGet answer queries and catalog commands"
+    return f"K2 does not offer {name_of(command)}; it answers queries and catalog commands"
+
+
+def transaction_of(command: Any) -> bytes | None:
+    """The id of the transaction that a command is to be run in; None for one that commits by itself."""
+    return bytes(command.transaction_id) if command.HasField("transaction_id") else None
+
+
 def _nothing(schema: pa.Schema) -> CatalogHandler:
-    return CatalogHandler(lambda command: schema, lambda command: schema.empty_table())
-
-
-def _no_transaction(command: Any) -> None:
-    if command.HasField("transaction_id"):
-        raise Unsupported("K2 does not offer transactions over Flight SQL yet; leave transaction_id out")
+    return CatalogHandler(lambda command: schema, lambda command, caller: schema.empty_table())

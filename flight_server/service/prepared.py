@@ -1,4 +1,4 @@
-"""Prepared statements that clients hold handles of: bounded in number, forgotten when idle.
+"""Prepared statements that clients hold handles of: bounded in number, forgotten when idle or with their session.
 
 A handle lives here and not in the client because drivers keep the handle they were given first. What runs is taken out
 of it at GetFlightInfo, into the ticket: binding again, or closing, does not touch a result that is on its way.
@@ -19,9 +19,12 @@ from common.errors import InvalidStatement, LimitExceeded
 
 @dataclass(frozen=True)
 class PreparedStatement:
-    """A text and the parameters bound last, None before any."""
+    """A text, whose it is, and the parameters bound last, None before any."""
 
     query: str
+    principal: str = ""
+    session_id: str = ""
+    transaction_id: bytes | None = None
     parameters: pa.RecordBatch | None = None
 
 
@@ -40,8 +43,8 @@ class PreparedStatements:
         with self._lock:
             return len(self._held)
 
-    def add(self, query: str) -> bytes:
-        """A handle for the text. Raises LimitExceeded when too many are open."""
+    def add(self, statement: PreparedStatement) -> bytes:
+        """A handle for the statement. Raises LimitExceeded when too many are open."""
         with self._lock:
             self._drop_idle()
             if len(self._held) >= self._count_max:
@@ -49,34 +52,42 @@ class PreparedStatements:
                     f"{self._count_max} prepared statements are open on this server; close some and try again"
                 )
             handle = secrets.token_hex(16).encode()
-            self._held[handle] = (PreparedStatement(query), self._clock.monotonic_s())
+            self._held[handle] = (statement, self._clock.monotonic_s())
             return handle
 
-    def get(self, handle: bytes) -> PreparedStatement:
-        """The statement behind the handle. Raises InvalidStatement when there is none."""
+    def get(self, handle: bytes, principal: str = "") -> PreparedStatement:
+        """The statement behind the handle. Raises InvalidStatement when this principal has none such."""
         with self._lock:
             self._drop_idle()
-            if handle not in self._held:
+            if handle not in self._held or self._held[handle][0].principal != principal:
                 raise InvalidStatement(
-                    "the prepared statement is not known to this server: it was closed, or idle for more than "
-                    f"{self._idle_s_max:g} s; prepare it again"
+                    "the prepared statement is not known to this server: it was closed, its session ended, or it was "
+                    f"idle for more than {self._idle_s_max:g} s; prepare it again"
                 )
             statement, _ = self._held[handle]
             self._held[handle] = (statement, self._clock.monotonic_s())
             self._held.move_to_end(handle)
             return statement
 
-    def bind(self, handle: bytes, parameters: pa.RecordBatch) -> None:
+    def bind(self, handle: bytes, parameters: pa.RecordBatch, principal: str = "") -> None:
         """Bind parameters, in place of what was bound before. Raises as `get`."""
-        statement = replace(self.get(handle), parameters=parameters)
+        statement = replace(self.get(handle, principal), parameters=parameters)
         with self._lock:
             if handle in self._held:
                 self._held[handle] = (statement, self._clock.monotonic_s())
 
-    def close(self, handle: bytes) -> None:
+    def close(self, handle: bytes, principal: str = "") -> None:
         """Forget the handle; one that is not known is closed already."""
         with self._lock:
-            self._held.pop(handle, None)
+            if handle in self._held and self._held[handle][0].principal == principal:
+                del self._held[handle]
+
+    def close_session(self, session_id: str, principal: str) -> None:
+        """Forget the handles of a session that has ended."""
+        with self._lock:
+            for handle, (statement, _) in list(self._held.items()):
+                if statement.session_id == session_id and statement.principal == principal:
+                    del self._held[handle]
 
     def _drop_idle(self) -> None:
         oldest_kept_s = self._clock.monotonic_s() - self._idle_s_max

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import pyarrow as pa
 from prometheus_client import CollectorRegistry, Counter, Histogram
 from pyarrow import flight
 
@@ -14,11 +16,9 @@ from common.errors import K2Error, Unsupported
 from common.settings import FlightSettings
 from common.telemetry import correlation, get_logger
 from flight_server.access.gate import Gate
-from flight_server.engine.engine import Engine
 from flight_server.protocol.commands import ACTION_BODIES, decode_command, name_of
-from flight_server.protocol.tickets import TicketSeal
 from flight_server.service.actions import Actions
-from flight_server.service.commands import handler_of, query_handlers
+from flight_server.service.commands import Call, Statements, handler_of, query_handlers
 from flight_server.service.middleware import (
     ACCESS,
     CORRELATION,
@@ -26,10 +26,15 @@ from flight_server.service.middleware import (
     CorrelationFactory,
     Handshakes,
     principal_of,
+    revoke_session_token,
 )
 from flight_server.service.prepared import PreparedStatements
+from flight_server.service.puts import Puts
+from flight_server.service.session_cookie import SESSION, SessionFactory, caller_of
 from flight_server.service.status import on_the_wire
 from flight_server.service.tls import Transport
+
+_EXPIRY = pa.timestamp("us", "UTC")
 
 
 class FlightSqlServer(flight.FlightServerBase):  # type: ignore[misc]
@@ -38,18 +43,18 @@ class FlightSqlServer(flight.FlightServerBase):  # type: ignore[misc]
     def __init__(
         self,
         location: str,
-        engine: Engine,
+        statements: Statements,
         settings: FlightSettings,
         prepared: PreparedStatements,
         *,
         registry: CollectorRegistry,
         gate: Gate,
         transport: Transport,
-        seal: TicketSeal | None = None,
     ) -> None:
         self._log = get_logger("flight_server.service")
-        self._handlers = query_handlers(engine, settings, seal or TicketSeal(), prepared)
-        self._actions = Actions(engine, prepared)
+        self._handlers = query_handlers(statements, settings, prepared)
+        self._actions = Actions(statements, prepared)
+        self._puts = Puts(statements, prepared)
         self._calls = Counter("k2_flight_calls", "Flight calls", ["method", "command", "status"], registry=registry)
         self._seconds = Histogram(
             "k2_flight_call_seconds",
@@ -64,7 +69,7 @@ class FlightSqlServer(flight.FlightServerBase):  # type: ignore[misc]
             tls_certificates=list(transport.certificates) or None,
             verify_client=transport.client_ca is not None,
             root_certificates=transport.client_ca,
-            middleware={CORRELATION: CorrelationFactory(), ACCESS: AccessFactory(gate)},
+            middleware={CORRELATION: CorrelationFactory(), ACCESS: AccessFactory(gate), SESSION: SessionFactory()},
         )
 
     # -- what Flight SQL uses
@@ -74,21 +79,24 @@ class FlightSqlServer(flight.FlightServerBase):  # type: ignore[misc]
     ) -> flight.FlightInfo:
         with self._call(context, "GetFlightInfo") as call:
             command = call.decoded(lambda: decode_command(descriptor.command))
-            handler = handler_of(self._handlers, command)
-            schema = handler.schema(command)
+            answer = handler_of(self._handlers, command).announce(command, call.of(context))
+            metadata = b"" if answer.cut is None else json.dumps({"cut": answer.cut}).encode()
+            expires = None if answer.expires_us is None else pa.scalar(answer.expires_us, _EXPIRY)
             # No locations: the client is to ask on the connection it has.
-            endpoint = flight.FlightEndpoint(handler.ticket(command, schema), [])
-            return flight.FlightInfo(schema, descriptor, [endpoint], -1, -1)
+            endpoint = flight.FlightEndpoint(answer.ticket, [], expires)
+            return flight.FlightInfo(
+                answer.schema, descriptor, [endpoint], answer.records, answer.size, answer.ordered, metadata
+            )
 
     def get_schema(self, context: flight.ServerCallContext, descriptor: flight.FlightDescriptor) -> flight.SchemaResult:
         with self._call(context, "GetSchema", flight_errors=False) as call:
             command = call.decoded(lambda: decode_command(descriptor.command))
-            return flight.SchemaResult(handler_of(self._handlers, command).schema(command))
+            return flight.SchemaResult(handler_of(self._handlers, command).schema(command, call.of(context)))
 
     def do_get(self, context: flight.ServerCallContext, ticket: flight.Ticket) -> flight.FlightDataStream:
         with self._call(context, "DoGet") as call:
             command = call.decoded(lambda: decode_command(ticket.ticket, where="Ticket.ticket"))
-            return handler_of(self._handlers, command).stream(command, context.is_cancelled, call.log)
+            return handler_of(self._handlers, command).stream(command, call.of(context))
 
     def do_put(
         self,
@@ -98,12 +106,15 @@ class FlightSqlServer(flight.FlightServerBase):  # type: ignore[misc]
         writer: flight.FlightMetadataWriter,
     ) -> None:
         with self._call(context, "DoPut") as call:
-            self._actions.put(call.decoded(lambda: decode_command(descriptor.command)), reader, writer)
+            command = call.decoded(lambda: decode_command(descriptor.command))
+            self._puts.put(command, call.of(context), reader, writer)
 
     def do_action(self, context: flight.ServerCallContext, action: flight.Action) -> list[bytes]:
         with self._call(context, "DoAction") as call:
             call.command = str(action.type) if action.type in ACTION_BODIES else "unknown"
-            return self._actions.run(action)
+            if action.type == "CloseSession":
+                revoke_session_token(context)
+            return self._actions.run(action, call.of(context))
 
     def list_actions(self, context: flight.ServerCallContext) -> list[flight.ActionType]:
         with self._call(context, "ListActions"):
@@ -150,6 +161,10 @@ class _Call:
     def log(self) -> Any:
         """Bound by hand: streams go on after the call's own context has ended."""
         return self._log.bind(correlation_id=self._correlation_id)
+
+    def of(self, context: flight.ServerCallContext) -> Call:
+        """The call as handlers take it. Raises Unauthenticated."""
+        return Call(caller_of(context), context.is_cancelled, self.log)
 
     def decoded(self, decode: Callable[[], Any]) -> Any:
         command = decode()

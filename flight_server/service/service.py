@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import secrets
 import threading
 from dataclasses import dataclass
+from hashlib import sha512
 
 from prometheus_client import CollectorRegistry, Gauge
 
@@ -14,6 +16,9 @@ from common.telemetry import get_logger
 from flight_server.access.gate import Gate
 from flight_server.engine.engine import Engine
 from flight_server.engine.seam import Lake
+from flight_server.engine.writing import Writing
+from flight_server.protocol.tickets import TicketSeal
+from flight_server.service.commands import Statements
 from flight_server.service.connections import close_accepted
 from flight_server.service.prepared import PreparedStatements
 from flight_server.service.server import FlightSqlServer
@@ -33,6 +38,8 @@ class FlightStats:
 
     open_statements: int
     prepared_statements: int
+    sessions: int
+    pinned_statements: int
 
 
 class FlightService:
@@ -57,7 +64,7 @@ class FlightService:
         self._log = get_logger("flight_server.service")
         self._engine = Engine(lake, settings, clock=self._clock, registry=self._registry)
         self._prepared = PreparedStatements(
-            self._clock, count_max=settings.sessions_max, idle_s_max=settings.session_idle_s_max
+            self._clock, count_max=settings.prepared_statements_max, idle_s_max=settings.session_idle_s_max
         )
         prepared = Gauge("k2_prepared_statements", "Prepared statements that are open", registry=self._registry)
         prepared.set_function(lambda: float(len(self._prepared)))
@@ -86,7 +93,7 @@ class FlightService:
         try:
             self._server = FlightSqlServer(
                 location,
-                self._engine,
+                self._statements(),
                 self._settings,
                 self._prepared,
                 registry=self._registry,
@@ -101,6 +108,13 @@ class FlightService:
                 "or the address is not this machine's; choose another with --port, K2_FLIGHT_PORT or K2_FLIGHT_HOST"
             ) from (None if isinstance(error, OSError) else error)
         self._log.info("serving Flight SQL", uri=self.uri)
+
+    def _statements(self) -> Statements:
+        writing = Writing(self._engine, self._lake, timeout_s_max=self._settings.statement_timeout_s)
+        key = self._settings.ticket_key
+        # Without a key of its own a server's tickets end with it.
+        seal = TicketSeal(secrets.token_bytes(32) if key is None else sha512(key.get_secret_value().encode()).digest())
+        return Statements(self._engine, writing, seal, self._clock, ticket_s=self._settings.ticket_s_max)
 
     def check_ready(self) -> None:
         """Raises Unavailable, or TailGap, unless statements are taken and answered exactly."""
@@ -133,7 +147,12 @@ class FlightService:
         show_tracebacks()
 
     def stats(self) -> FlightStats:
-        return FlightStats(self._engine.open_statements, len(self._prepared))
+        return FlightStats(
+            self._engine.open_statements,
+            len(self._prepared),
+            len(self._engine.sessions),
+            self._engine.pinned_statements,
+        )
 
 
 def _bracketed(host: str) -> str:

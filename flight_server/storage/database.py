@@ -1,7 +1,8 @@
-"""The one in-memory DuckDB database of a flight server: catalog `k2`, its schema `market` of views, the tail's tables.
+"""The one in-memory DuckDB database of a flight server: catalog `k2`, its schemas of views, the tail's tables.
 
-One writer (the publisher) changes it, one transaction at a time; every reader's transaction sees one published state,
-whole, for as long as it is open: that is DuckDB's MVCC, and it is what makes a query's cut exact and what pins it.
+One writer (the publisher) changes `market` and `tail`, another one (research_views) `research`, each one transaction at
+a time; every reader's transaction sees one published state of each, whole, for as long as it is open: that is DuckDB's
+MVCC, and it is what makes a query's cut exact and what pins it.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from flight_server.storage.read_view import literal, quoted
 CATALOG = "k2"
 MARKET = "market"
 TAIL = "tail"
+RESEARCH = "research"
 #: The row of tail.positions that counts publications instead of offsets.
 _GENERATION_ROW = -1
 
@@ -38,6 +40,11 @@ class Database:
         }
         if settings.threads is not None:
             config["threads"] = settings.threads
+        if settings.spill_dir is not None:
+            config["temp_directory"] = str(settings.spill_dir)
+            config["max_temp_directory_size"] = f"{settings.spill_bytes_max}B"
+        else:
+            config["temp_directory"] = ""
         self._root = duckdb.connect(":memory:", config=config)
         self._root.execute("SET GLOBAL TimeZone = 'UTC'")
         self._root.execute("SET GLOBAL parquet_metadata_cache = true")
@@ -47,9 +54,12 @@ class Database:
         self._root.execute(f"USE {CATALOG}")
         self._root.execute(f"CREATE SCHEMA {MARKET}")
         self._root.execute(f"CREATE SCHEMA {TAIL}")
+        self._root.execute(f"CREATE SCHEMA {RESEARCH}")
         self._root.execute(f"CREATE TABLE {TAIL}.positions (number INTEGER, next_offset BIGINT)")
         self._root.execute(f"INSERT INTO {TAIL}.positions VALUES ({_GENERATION_ROW}, 0)")
         self._root.execute("SET enable_external_access = false")
+        # A session's own time zone is the one setting that a cursor may change.
+        self._root.execute("SET allowed_configs = ['TimeZone']")
         self._root.execute("SET lock_configuration = true")
         self._writer = self.cursor()
 

@@ -1,10 +1,15 @@
-"""A lake for tests of the engine and the service: the real sealed database, rows by hand, one publication per call."""
+"""A lake for tests of the engine and the service: the real sealed database, rows by hand, one publication per call.
+
+Its research tables are real ones, in a folder of their own.
+"""
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from decimal import Decimal
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -12,8 +17,10 @@ import pyarrow as pa
 from common.datasets import DATASETS
 from common.errors import K2Error
 from common.schemas.arrow import table_schema
-from common.settings import FlightSettings
+from common.settings import FlightSettings, LakeSettings
 from flight_server.storage.database import Database
+from flight_server.storage.research import ResearchTables
+from flight_server.storage.research_views import ResearchViews
 
 BASE_US = 1_723_100_000_000_000
 
@@ -61,7 +68,11 @@ class FakeLake:
     """Keeps flight_server.engine.seam.Lake's contract; `gap` makes it refuse answers."""
 
     def __init__(self, rows: int = 0, settings: FlightSettings | None = None) -> None:
-        self._database = Database(settings or FlightSettings(), None)
+        self._folder = tempfile.TemporaryDirectory(prefix="k2-lake-")
+        warehouse = LakeSettings.load(data_dir=Path(self._folder.name))
+        self._database = Database(settings or FlightSettings(), warehouse)
+        self.research = ResearchTables(warehouse)
+        self._research_views = ResearchViews(self._database, self.research)
         self._relations: dict[str, str] = {}
         self.generation = 0
         self.gap: K2Error | None = None
@@ -97,7 +108,18 @@ class FakeLake:
         return [
             FakeTable("k2", "market", dataset.name, "TABLE", table_schema(dataset.schema_name))
             for dataset in DATASETS.values()
+        ] + [
+            FakeTable("k2", "research", name, "TABLE", schema)
+            for name, schema in self._research_views.schemas().items()
         ]
+
+    @property
+    def research_version(self) -> int:
+        return self._research_views.version
+
+    def publish_research(self) -> None:
+        self._research_views.publish()
 
     def close(self) -> None:
         self._database.close()
+        self._folder.cleanup()

@@ -28,7 +28,7 @@ from common.errors import (
     Unavailable,
 )
 from common.settings import FlightSettings
-from flight_server.engine.engine import Engine
+from flight_server.engine.engine import Engine, Request
 from flight_server.engine.read_ahead import ReadAhead
 from flight_server.engine.running import RunningStatement
 from tests.support.fake_lake import FakeLake, trades
@@ -70,7 +70,7 @@ def own() -> Iterator[Started]:
 
 
 def table(engine: Engine, sql: str, parameters: pa.RecordBatch | None = None) -> pa.Table:
-    running = engine.execute(sql, parameters)
+    running = engine.execute(Request(sql, parameters))
     return pa.Table.from_batches(list(ReadAhead(running)), running.schema)
 
 
@@ -106,7 +106,7 @@ SAME_SCHEMA = [
 @pytest.mark.parametrize("sql", SAME_SCHEMA)
 def test_what_is_promised_is_what_comes(shared: Started, sql: str) -> None:
     promised = shared.engine.describe(sql).result_schema
-    running = shared.engine.execute(sql)
+    running = shared.engine.execute(Request(sql))
     assert running.schema.equals(promised, check_metadata=True)
     for batch in ReadAhead(running):
         assert batch.schema.equals(promised, check_metadata=True)
@@ -145,7 +145,7 @@ def test_errors_have_the_engines_words_and_position(shared: Started, sql: str, k
 
 
 def test_an_error_in_the_middle_of_a_result(own: Started) -> None:
-    running = own.engine.execute("select case when range > 2000000 then 'x' else '1' end::int v from range(3000000)")
+    running = own.engine.execute(Request("select case when range > 2000000 then 'x' else '1' end::int v from range(3000000)"))
     seen = 0
     with pytest.raises(InvalidStatement, match="Could not convert string 'x'"):
         for batch in ReadAhead(running):
@@ -200,7 +200,7 @@ def test_an_error_that_the_engine_lost_is_found_again(monkeypatch: pytest.Monkey
         engine.start()
         failing = "case when row_number() over () >= 2000000 then 'x' else '1' end::int"
         with pytest.raises(InvalidStatement, match="Could not convert string 'x'"):
-            list(ReadAhead(engine.execute(f"select {failing} v from {source}")))
+            list(ReadAhead(engine.execute(Request(f"select {failing} v from {source}"))))
         assert sum(one.lost for one in losing) == 1
         assert engine.open_statements == 0
         engine.stop()
@@ -221,11 +221,11 @@ def test_too_much_memory_is_a_limit() -> None:
 def test_a_result_does_not_take_memory_with_its_size(shared: Started) -> None:
     """Streamed 400 MB, held at most two batches and the engine's buffer."""
     process = psutil.Process()
-    list(ReadAhead(shared.engine.execute("select range a, range * 2 b from range(1000000)")))
+    list(ReadAhead(shared.engine.execute(Request("select range a, range * 2 b from range(1000000)"))))
     before = process.memory_info().rss
     largest = 0
     size = 0
-    for batch in ReadAhead(shared.engine.execute("select range a, range * 2 b from range(25000000)")):
+    for batch in ReadAhead(shared.engine.execute(Request("select range a, range * 2 b from range(25000000)"))):
         size += batch.nbytes
         largest = max(largest, process.memory_info().rss)
     assert size > 400_000_000
@@ -237,7 +237,7 @@ def test_a_result_does_not_take_memory_with_its_size(shared: Started) -> None:
 
 def test_a_result_is_of_one_cut_whatever_is_published(own: Started) -> None:
     for round_number in range(1, 6):
-        running = own.engine.execute("select count(*) n, min(trade_id) a, max(trade_id) b from market.trades")
+        running = own.engine.execute(Request("select count(*) n, min(trade_id) a, max(trade_id) b from market.trades"))
         own.lake.publish(trades(range(ROWS * round_number, ROWS * (round_number + 1))))
         row = pa.Table.from_batches(list(running)).to_pylist()[0]
         assert running.cut == f"generation {round_number}"
@@ -245,7 +245,7 @@ def test_a_result_is_of_one_cut_whatever_is_published(own: Started) -> None:
 
 
 def test_a_long_stream_keeps_its_cut(own: Started) -> None:
-    running = own.engine.execute("select a.trade_id from market.trades a, range(500)")
+    running = own.engine.execute(Request("select a.trade_id from market.trades a, range(500)"))
     stream = iter(running)
     count = next(stream).num_rows
     own.lake.publish(trades(range(ROWS, 2 * ROWS)))
@@ -254,10 +254,10 @@ def test_a_long_stream_keeps_its_cut(own: Started) -> None:
 
 def test_statements_without_tables_need_no_lake(own: Started) -> None:
     own.lake.gap = TailGap("the tail does not reach back")
-    running = own.engine.execute("select 1 as a")
+    running = own.engine.execute(Request("select 1 as a"))
     assert running.cut is None and len(list(running)) == 1
     with pytest.raises(TailGap):
-        own.engine.execute("select count(*) from market.trades")
+        own.engine.execute(Request("select count(*) from market.trades"))
     assert own.engine.open_statements == 0
 
 
@@ -265,7 +265,7 @@ def test_statements_without_tables_need_no_lake(own: Started) -> None:
 
 
 def endless(engine: Engine) -> RunningStatement:
-    return engine.execute("select a.range from range(1000000) a, range(1000000) b, market.trades t")
+    return engine.execute(Request("select a.range from range(1000000) a, range(1000000) b, market.trades t"))
 
 
 def cursor_is_clean(engine: Engine) -> None:
@@ -302,7 +302,7 @@ def test_cancel_reaches_a_blocked_reader(own: Started) -> None:
     def run() -> None:
         begun.set()
         try:
-            own.engine.execute("select sum(a.range * b.range) from range(10000000) a, range(10000000) b, market.trades")
+            own.engine.execute(Request("select sum(a.range * b.range) from range(10000000) a, range(10000000) b, market.trades"))
         except StatementCancelled as error:
             outcome.append(error)
 
@@ -338,7 +338,7 @@ def test_a_statement_that_nobody_waits_for_is_ended(own: Started) -> None:
         return True
 
     with pytest.raises(StatementCancelled):
-        own.engine.execute("select sum(a.range * b.range) from range(10000000) a, range(10000000) b", is_abandoned=gone)
+        own.engine.execute(Request("select sum(a.range * b.range) from range(10000000) a, range(10000000) b"), is_abandoned=gone)
     assert asked.is_set()
     cursor_is_clean(own.engine)
 
@@ -348,7 +348,7 @@ def test_draining_refuses_and_stopping_ends(own: Started) -> None:
     own.engine.drain(Unavailable("the server is stopping"))
     assert running.read() is not None
     with pytest.raises(Unavailable, match="stopping"):
-        own.engine.execute("select 1")
+        own.engine.execute(Request("select 1"))
     own.engine.stop()
     assert running.ended
     with pytest.raises(Unavailable):
