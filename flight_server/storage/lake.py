@@ -17,14 +17,16 @@ from prometheus_client import CollectorRegistry, Gauge, Histogram
 
 from common.clock import Clock, SystemClock
 from common.datasets import INSTRUMENTS, QUOTES, TRADES, Dataset
-from common.errors import BrokerError, TailGap, Unavailable
+from common.errors import BrokerError, CatalogError, TailGap, Unavailable
 from common.log import KafkaLog, KafkaLogReader, TopicInfo
 from common.registry import open_registry
 from common.schemas.arrow import table_schema
 from common.settings import FlightSettings, KafkaSettings, LakeSettings
 from common.telemetry import get_logger
-from flight_server.storage.database import CATALOG, MARKET, Database
+from flight_server.storage.database import CATALOG, MARKET, RESEARCH, Database
 from flight_server.storage.read_view import Snapshot
+from flight_server.storage.research import ResearchTables
+from flight_server.storage.research_views import ResearchViews
 from flight_server.storage.snapshots import IcebergSnapshots
 from flight_server.storage.tail import Publisher
 
@@ -78,6 +80,9 @@ class Lake:
         self._log = get_logger("flight_server.storage")
         self._snapshots = IcebergSnapshots(lake)
         self._database = Database(settings, lake)
+        #: Users' own tables. Whoever commits or drops one calls `publish_research` afterwards, and reads it then.
+        self.research = ResearchTables(lake, clock=self._clock)
+        self._research_views = ResearchViews(self._database, self.research)
         self._stopping = threading.Event()
         self._settled = threading.Event()
         self._news_lock = threading.Lock()
@@ -115,8 +120,22 @@ class Lake:
             raise gap
 
     def tables(self) -> list[TableInfo]:
-        """The tables of `market`."""
-        return [TableInfo(CATALOG, MARKET, d.name, "TABLE", table_schema(d.schema_name)) for d in self._datasets]
+        """The tables of `market` and of `research`, these as of their latest publication."""
+        market = [TableInfo(CATALOG, MARKET, d.name, "TABLE", table_schema(d.schema_name)) for d in self._datasets]
+        research = self._research_views.schemas().items()
+        return market + [TableInfo(CATALOG, RESEARCH, name, "TABLE", schema) for name, schema in research]
+
+    @property
+    def research_version(self) -> int:
+        """Another number after each publication that changed which research tables there are, or columns of one."""
+        return self._research_views.version
+
+    def publish_research(self) -> None:
+        """Show the research tables as they are in the catalog now to every transaction that begins after. Blocking.
+
+        Raises CatalogError or Unavailable.
+        """
+        self._research_views.publish()
 
     # -- the service's side
 
@@ -125,6 +144,7 @@ class Lake:
         log = KafkaLog(self._kafka)
         self._topics = (log.cluster_id(), self._list_topics(log))
         self._newest = {dataset.name: self._snapshots.newest(dataset) for dataset in self._datasets}
+        self.publish_research()
         self._reader = KafkaLogReader(self._kafka, client_id="k2-tail")
         registry = open_registry(self._kafka.schema_registry_url)
         self._publisher = Publisher(
@@ -217,7 +237,9 @@ class Lake:
                     topics_due = self._clock.monotonic_s() + self._settings.topic_refresh_ms / 1000
                     with self._news_lock:
                         self._topics = topics
-            except (Unavailable, BrokerError) as error:
+                self.publish_research()
+                self.research.sweep()
+            except (Unavailable, BrokerError, CatalogError) as error:
                 self._log.warning("no news from catalog or broker; answers go on from what is known", reason=str(error))
 
     def _list_topics(self, log: KafkaLog) -> list[TopicInfo]:

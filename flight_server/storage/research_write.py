@@ -31,6 +31,7 @@ from pyiceberg.table.update import (
     RemoveSnapshotRefUpdate,
     SetCurrentSchemaUpdate,
     SetPropertiesUpdate,
+    TableUpdate,
 )
 from pyiceberg.typedef import Record
 
@@ -219,7 +220,7 @@ class ResearchWrite:
             raise CommitConflict(
                 f"{self.name} was changed by somebody else meanwhile; it stands as they left it, try again"
             )
-        updates = []
+        updates: list[TableUpdate] = []
         if change.schema is not None:
             updates.append(AddSchemaUpdate.model_validate({"schema": change.schema}))
             updates.append(SetCurrentSchemaUpdate.model_validate({"schema-id": -1}))

@@ -1,8 +1,8 @@
 """The publisher: reads the log behind the newest snapshot and publishes rows, positions and views as one state.
 
-It is the database's only writer. `poll` and `adopt` each end in one transaction, so a reader sees the log's prefix at
-one position and the snapshot that goes with it, or the state before. Not thread-safe: one thread calls everything but
-`cut` and the properties.
+It is the only writer of `market` and `tail`. `poll` and `adopt` each end in one transaction, so a reader sees the
+log's prefix at one position and the snapshot that goes with it, or the state before. Not thread-safe: one thread
+calls everything but `cut` and the properties.
 """
 
 from __future__ import annotations

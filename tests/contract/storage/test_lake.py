@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import duckdb
+import pyarrow as pa
 import pytest
 from confluent_kafka import Producer
 
@@ -19,6 +20,7 @@ from common.registry import EmbeddedRegistry
 from common.settings import FlightSettings, KafkaSettings, LakeSettings, SinkSettings
 from flight_server.storage.lake import Lake
 from flight_server.storage.read_view import Cut
+from flight_server.storage.research import ResearchTables, WriteMode
 from k2.broker import EmbeddedBroker
 from sink.service import SinkService
 from tests.support.records import trade
@@ -189,3 +191,34 @@ def test_before_the_start_nothing_is_answered(lake_settings: LakeSettings) -> No
     with pytest.raises(BrokerError, match=r"127\.0\.0\.1:1"):
         lake.start()
     lake.stop()
+
+
+def test_research_tables_of_anybody_are_served_soon_and_ones_own_at_once(
+    kafka: KafkaSettings, lake_settings: LakeSettings
+) -> None:
+    rows = pa.table({"id": [1, 2, 3]})
+    others = ResearchTables(lake_settings)
+
+    def put(tables: ResearchTables, name: str) -> None:
+        write = tables.begin_write(name, rows.schema, WriteMode.CREATE_APPEND)
+        write.write(rows)
+        write.commit()
+
+    put(others, "before")
+    lake = Lake(kafka, lake_settings, SETTINGS, datasets=(TRADES,))
+    lake.start()
+    try:
+        assert [(table.schema, table.name) for table in lake.tables()] == [("market", "trades"), ("research", "before")]
+        assert ask(lake, "SELECT sum(id) FROM research.before")[0] == [(6,)]
+        version = lake.research_version
+        put(lake.research, "mine")
+        lake.publish_research()
+        assert lake.research_version != version
+        assert ask(lake, "SELECT count(*) FROM research.mine JOIN research.before USING (id)")[0] == [(3,)]
+        put(others, "before")
+        eventually(lake, "SELECT count(*) FROM research.before", [(6,)])
+        others.drop("mine")
+        eventually(lake, "SELECT count(*) FROM duckdb_views() WHERE schema_name = 'research'", [(1,)])
+    finally:
+        lake.stop()
+    assert lake.failure is None
