@@ -210,6 +210,16 @@ class Engine:
         """Raises InvalidStatement or SnapshotNotFound unless tables can be read as of this."""
         raise Unsupported("K2 does not offer k2.as_of yet")
 
+    def transaction_now(self, transaction_id: bytes | None, caller: Caller) -> bytes | None:
+        """The transaction that a statement prepared in `transaction_id` runs in: that one while it is open, later the
+        session's open one, for drivers keep a handle over commits; None when there is none."""
+        if transaction_id is None:
+            return None
+        if self.sessions.is_open(transaction_id, caller):
+            return transaction_id
+        session = self.sessions.find(caller)
+        return None if session is None or session.transaction is None else session.transaction.id
+
     def renew(self, statement_id: bytes) -> None:
         """Keep an announced statement's cut pinned for longer, if it is pinned."""
         self._pending.renew(statement_id)
@@ -228,9 +238,7 @@ class Engine:
         unbound: Values = values_of(statement, (None,) * len(statement.parameters))
         if self._needs_home(statement, session, transaction_id):
             assert session is not None
-            schema = self._on_home(
-                session, transaction_id, lambda cursor: planner.result_schema(statement, unbound, cursor)
-            )
+            schema = self._on_home(session, lambda cursor: planner.result_schema(statement, unbound, cursor))
             return StatementInfo(statement, schema, planner.parameter_schema(statement))
         if info is None:
             info = StatementInfo(
@@ -259,9 +267,7 @@ class Engine:
         if self._needs_home(info.statement, session, transaction_id):
             assert session is not None
             planner = self._ready()
-            return self._on_home(
-                session, transaction_id, lambda cursor: planner.result_schema(info.statement, first, cursor)
-            )
+            return self._on_home(session, lambda cursor: planner.result_schema(info.statement, first, cursor))
         # Types come from the first row: a null has none, so which values are null is part of the key.
         assert parameters is not None
         key = (sql, tuple(parameters.schema), tuple(value is None for value in rows[0]))
@@ -416,19 +422,16 @@ class Engine:
     def home_place(
         self,
         session: Session,
-        transaction_id: bytes | None,
         *,
         commits: bool = False,
         defines: bool = False,
         rows: tuple[str, pa.RecordBatchReader] | None = None,
     ) -> HomePlace:
-        """A place on the session's own connection. Raises InvalidStatement outside of an open transaction."""
-        opens = self._is_in_transaction(session, transaction_id)
-        if not opens and session.transaction is not None:
-            raise InvalidStatement(
-                "the session has a transaction open and this statement, which needs the session's own tables, is not "
-                "in it; send it with the transaction's id, or end the transaction first"
-            )
+        """A place on the session's own connection, which is in the session's transaction while one is open.
+
+        Also without the transaction's id: there is one connection, and ADBC sends none with an ingest.
+        """
+        opens = session.transaction is not None
         home = self.sessions.home_of(session)
         return HomePlace(home, self._cut, opens=opens, commits=commits, defines=defines, rows=rows)
 
@@ -447,7 +450,7 @@ class Engine:
             self._lake.check_ready()
         if self._needs_home(statement, session, request.transaction_id):
             assert session is not None
-            return self.home_place(session, request.transaction_id)
+            return self.home_place(session)
         return PoolPlace(self._cursors, self._cut if statement.reads_tables else None)
 
     def _session(self, caller: Caller | None, transaction_id: bytes | None) -> Session | None:
@@ -477,11 +480,9 @@ class Engine:
             return False
         return not statement.words.isdisjoint(home.scratch) or not statement.words.isdisjoint(_SHOWING)
 
-    def _on_home(
-        self, session: Session, transaction_id: bytes | None, use: Callable[[duckdb.DuckDBPyConnection], pa.Schema]
-    ) -> pa.Schema:
+    def _on_home(self, session: Session, use: Callable[[duckdb.DuckDBPyConnection], pa.Schema]) -> pa.Schema:
         self._lake.check_ready()
-        place = self.home_place(session, transaction_id)
+        place = self.home_place(session)
         try:
             cursor = place.enter(_Brief(), lambda: False)
             try:

@@ -19,7 +19,7 @@ from common.errors import InvalidStatement, K2Error, LimitExceeded, StatementCan
 from flight_server.engine.errors import translated
 from flight_server.engine.places import Place
 from flight_server.engine.planner import Values
-from flight_server.engine.shapes import sliced, without_dictionaries
+from flight_server.engine.shapes import in_utc, sliced, without_dictionaries
 
 #: Called once at the end: status word, rows, bytes.
 OnEnd = Callable[[str, int, int], None]
@@ -273,9 +273,9 @@ class RunningStatement:
             self._check()
             found = without_dictionaries(reader.schema)
             if self._schema is None:
-                self._schema = found
+                self._schema = in_utc(found)
             # Of several parameter sets one may hold a null where others hold a value: those are cast to the promise.
-            if not found.equals(self.schema) and (len(self._runs) == 1 or found.names != self.schema.names):
+            if not in_utc(found).equals(self.schema) and (len(self._runs) == 1 or found.names != self.schema.names):
                 raise _schema_changed(self.schema, found)
             yield reader
 

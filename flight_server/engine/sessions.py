@@ -180,6 +180,11 @@ class Sessions:
         session.last_used_s = self._clock.monotonic_s()
         return session
 
+    def is_open(self, transaction_id: bytes, caller: Caller) -> bool:
+        """True while the caller has a transaction of this id."""
+        session = self._transactions.get(transaction_id)
+        return session is not None and session.principal == caller.principal
+
     def forget_transaction(self, session: Session) -> Transaction:
         """Take the transaction off the session; the caller ends it. Raises InvalidStatement when there is none."""
         with session.lock:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pyarrow as pa
 
@@ -35,6 +35,17 @@ def without_dictionaries(schema: pa.Schema) -> pa.Schema:
     return pa.schema([field.with_type(_plain(field.type)) for field in schema], metadata=schema.metadata)
 
 
+def in_utc(schema: pa.Schema) -> pa.Schema:
+    """The schema with every instant in UTC, whatever the session's time zone: the same instants, said in one way."""
+    return pa.schema([field.with_type(_utc(field.type)) for field in schema], metadata=schema.metadata)
+
+
+def _utc(data_type: pa.DataType) -> pa.DataType:
+    if pa.types.is_timestamp(data_type):
+        return data_type if data_type.tz is None else pa.timestamp(data_type.unit, "UTC")
+    return data_type if not data_type.num_fields else _rebuilt(data_type, _utc)
+
+
 def _has_dictionary(data_type: pa.DataType) -> bool:
     if pa.types.is_dictionary(data_type):
         return True
@@ -44,15 +55,18 @@ def _has_dictionary(data_type: pa.DataType) -> bool:
 def _plain(data_type: pa.DataType) -> pa.DataType:
     if pa.types.is_dictionary(data_type):
         return data_type.value_type
-    if not _has_dictionary(data_type):
-        return data_type
+    return _rebuilt(data_type, _plain) if _has_dictionary(data_type) else data_type
+
+
+def _rebuilt(data_type: pa.DataType, change: Callable[[pa.DataType], pa.DataType]) -> pa.DataType:
+    """A nested type with each of its inner types changed; any other as it is."""
     fields = [
-        data_type.field(index).with_type(_plain(data_type.field(index).type)) for index in range(data_type.num_fields)
+        data_type.field(index).with_type(change(data_type.field(index).type)) for index in range(data_type.num_fields)
     ]
     if pa.types.is_struct(data_type):
         return pa.struct(fields)
     if pa.types.is_map(data_type):
-        return pa.map_(_plain(data_type.key_type), _plain(data_type.item_type))
+        return pa.map_(change(data_type.key_type), change(data_type.item_type))
     if pa.types.is_fixed_size_list(data_type):
         return pa.list_(fields[0], data_type.list_size)
     if pa.types.is_list(data_type):

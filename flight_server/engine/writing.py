@@ -124,7 +124,7 @@ class Writing:
         session = self._session(caller, request.transaction_id)
         if self._goes_to_research(change, session):
             return self._change_research(statement, change, request, caller, session, is_abandoned)
-        place = self._engine.home_place(session, request.transaction_id, commits=True, defines=change.verb in DEFINING)
+        place = self._engine.home_place(session, commits=True, defines=change.verb in DEFINING)
         running = self._engine.run(
             statement, [values_of(statement, row) for row in rows], None, place, caller, is_abandoned=is_abandoned
         )
@@ -190,11 +190,11 @@ class Writing:
         if change.verb is Verb.CREATE_TABLE and change.if_exists and self._is_there(name):
             return 0
         if change.verb is Verb.DROP_TABLE:
-            self._drop_research(name, change.if_exists, session, request.transaction_id)
+            self._drop_research(name, change.if_exists, session)
             return 0
         if change.verb is Verb.CREATE_TABLE and change.body is None:
             schema = self._engine.planner().shape_of(change.definition or "")
-            return self._land(name, _created(change), schema, iter(()), caller, session, request.transaction_id)
+            return self._land(name, _created(change), schema, iter(()), caller, session)
         if change.verb is Verb.CREATE_TABLE:
             if change.definition is not None:
                 raise Unsupported("K2 does not offer column names before AS; name the columns in the query")
@@ -213,7 +213,7 @@ class Writing:
         inner = Request(query, request.parameters, transaction_id=request.transaction_id)
         running = self._engine.execute(inner, caller, is_abandoned=is_abandoned)
         try:
-            return self._land(name, mode, running.schema, iter(running), caller, session, request.transaction_id)
+            return self._land(name, mode, running.schema, iter(running), caller, session)
         finally:
             running.close()
 
@@ -242,10 +242,9 @@ class Writing:
         batches: Iterator[pa.RecordBatch],
         caller: Caller,
         session: Session,
-        transaction_id: bytes | None,
     ) -> int:
         """Write the batches to the research table: committed now, or with the transaction."""
-        transaction = self._transaction_of(session, transaction_id)
+        transaction = session.transaction
         write: Any = None
         if transaction is not None:
             self._check_staged(transaction, name)
@@ -276,12 +275,12 @@ class Writing:
         self._lake.publish_research()
         return rows
 
-    def _drop_research(self, name: str, if_exists: bool, session: Session, transaction_id: bytes | None) -> None:
+    def _drop_research(self, name: str, if_exists: bool, session: Session) -> None:
         def drop() -> None:
             self._lake.research.drop(name, if_exists=if_exists)
             self._lake.publish_research()
 
-        transaction = self._transaction_of(session, transaction_id)
+        transaction = session.transaction
         if transaction is None:
             drop()
             return
@@ -324,7 +323,7 @@ class Writing:
         if ingest.temporary or ingest.catalog == "temp":
             if ingest.schema not in (None, "", "main", "temp"):
                 raise InvalidStatement("a temporary table has no schema; leave the schema out")
-            return self._ingest_scratch(ingest, rows, caller, session, transaction_id, is_abandoned)
+            return self._ingest_scratch(ingest, rows, caller, session, is_abandoned)
         if schema != RESEARCH:
             raise PermissionDenied(
                 f"{schema}.{ingest.table} is read-only: K2 takes rows into the schema {RESEARCH}, which is where a "
@@ -337,7 +336,7 @@ class Writing:
             IfThere.APPEND: WriteMode.CREATE_APPEND if ingest.create else WriteMode.APPEND,
             IfThere.REPLACE: WriteMode.REPLACE,
         }[ingest.if_there]
-        return self._land(ingest.table, mode, rows.schema, iter(rows), caller, session, transaction_id)
+        return self._land(ingest.table, mode, rows.schema, iter(rows), caller, session)
 
     def _ingest_scratch(
         self,
@@ -345,7 +344,6 @@ class Writing:
         rows: pa.RecordBatchReader,
         caller: Caller,
         session: Session,
-        transaction_id: bytes | None,
         is_abandoned: Callable[[], bool] | None,
     ) -> int:
         name = '"' + ingest.table.replace('"', '""') + '"'
@@ -359,9 +357,7 @@ class Writing:
             text = f"INSERT INTO temp.main.{name} BY NAME SELECT * FROM {_INGEST}"
         else:
             text = f"CREATE OR REPLACE TEMP TABLE {name} AS SELECT * FROM {_INGEST}"
-        place = self._engine.home_place(
-            session, transaction_id, commits=True, defines=True, rows=(_INGEST, _aligned(rows))
-        )
+        place = self._engine.home_place(session, commits=True, defines=True, rows=(_INGEST, _aligned(rows)))
         statement = Statement(text, text, StatementKind.CHANGE, (), True)
         changed = 0
         for batch in self._engine.run(statement, [()], None, place, caller, is_abandoned=is_abandoned):
@@ -469,13 +465,6 @@ class Writing:
         if transaction_id is not None:
             return self._sessions.in_transaction(caller, transaction_id)
         return self._sessions.open(caller)
-
-    @staticmethod
-    def _transaction_of(session: Session, transaction_id: bytes | None) -> Transaction | None:
-        transaction = session.transaction
-        if transaction is None or not (transaction_id is not None or transaction.from_sql):
-            return None
-        return transaction
 
 
 def _created(change: Change) -> WriteMode:

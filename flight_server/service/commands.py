@@ -189,7 +189,8 @@ class PreparedHandler:
 
     def _request(self, command: sql.CommandPreparedStatementQuery, call: Call) -> Request:
         statement = self._prepared.get(command.prepared_statement_handle, call.caller.principal)
-        return Request(statement.query, statement.parameters, transaction_id=statement.transaction_id)
+        transaction_id = self._statements.engine.transaction_now(statement.transaction_id, call.caller)
+        return Request(statement.query, statement.parameters, transaction_id=transaction_id)
 
     def schema(self, command: sql.CommandPreparedStatementQuery, call: Call) -> pa.Schema:
         request = self._request(command, call)

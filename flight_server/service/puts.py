@@ -70,12 +70,13 @@ class Puts:
     def _update(self, handle: bytes, reader: flight.MetadataRecordBatchReader, call: Call) -> int:
         """Once per row of parameters, in their order; all rows of all batches are one change."""
         statement = self._prepared.get(handle, call.caller.principal)
-        info = self._engine.describe(statement.query, call.caller, statement.transaction_id)
+        transaction_id = self._engine.transaction_now(statement.transaction_id, call.caller)
+        info = self._engine.describe(statement.query, call.caller, transaction_id)
         parameters = None
         if info.statement.parameters:
             batches = list(_batches(reader, None))
             parameters = _one_batch(pa.Table.from_batches(batches, reader.schema)) if batches else statement.parameters
-        request = Request(statement.query, parameters, transaction_id=statement.transaction_id)
+        request = Request(statement.query, parameters, transaction_id=transaction_id)
         return self._writing.run(request, call.caller, call.is_gone)
 
     def _ingest(self, command: sql.CommandStatementIngest, reader: flight.MetadataRecordBatchReader, call: Call) -> int:

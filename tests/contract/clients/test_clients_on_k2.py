@@ -98,7 +98,7 @@ def test_a_syntax_error_is_duckdb_s_own_words_with_the_position(k2: clients.Conn
         ("SELECT nothing FROM market.trades", None, "INVALID_ARGUMENT", "nothing"),
         ("SELECT ? + ?", (1,), "INVALID_ARGUMENT", "parameter"),
         ("SELECT 'x'::INTEGER", None, "INVALID_ARGUMENT", "Could not convert string 'x' to INT32"),
-        ("DROP TABLE market.trades", None, "PERMISSION_DENIED", "only reading statements"),
+        ("DROP TABLE market.trades", None, "PERMISSION_DENIED", "market.trades is read-only"),
     ],
 )
 def test_a_refusal_is_a_sentence_of_the_server_and_nothing_else(

@@ -26,6 +26,11 @@ IN_TRANSACTION = wrap(sql.CommandStatementQuery(query="select 1", transaction_id
 INVALID, UNIMPLEMENTED = pa.ArrowInvalid, pa.ArrowNotImplementedError
 
 
+END = sql.ActionEndTransactionRequest(
+    transaction_id=b"x", action=sql.ActionEndTransactionRequest.END_TRANSACTION_COMMIT
+)
+
+
 def info(data: bytes) -> Callable[[flight.FlightClient], Any]:
     return lambda client: client.get_flight_info(flight.FlightDescriptor.for_command(data))
 
@@ -68,16 +73,16 @@ CASES: list[tuple[str, Callable[[flight.FlightClient], Any], type[Exception], st
     ("foreign ticket", get(FOREIGN), INVALID, "not made by this server"),
     ("command as ticket", get(QUERY), INVALID, "GetFlightInfo"),
     ("ticket as command", info(FOREIGN), INVALID, "ticket is for DoGet"),
-    ("substrait", info(SUBSTRAIT), UNIMPLEMENTED, "CommandStatementSubstraitPlan"),
-    ("substrait schema", schema(SUBSTRAIT), UNIMPLEMENTED, "CommandStatementSubstraitPlan"),
-    ("transaction", info(IN_TRANSACTION), UNIMPLEMENTED, "transaction_id"),
-    ("ingest", put(wrap(sql.CommandStatementIngest(table="x"))), UNIMPLEMENTED, "CommandStatementIngest"),
-    ("select as update", put(wrap(sql.CommandStatementUpdate(query="select 1"))), UNIMPLEMENTED, "as a query"),
+    ("substrait", info(SUBSTRAIT), UNIMPLEMENTED, "no Substrait plans"),
+    ("substrait schema", schema(SUBSTRAIT), UNIMPLEMENTED, "no Substrait plans"),
+    ("transaction", info(IN_TRANSACTION), INVALID, "begin a new one"),
+    ("ingest", put(wrap(sql.CommandStatementIngest())), INVALID, "names no table"),
+    ("select as update", put(wrap(sql.CommandStatementUpdate(query="select 1"))), INVALID, "as a query"),
     (
         "insert as update",
-        put(wrap(sql.CommandStatementUpdate(query="insert into x values (1)"))),
+        put(wrap(sql.CommandStatementUpdate(query="insert into trades values (1)"))),
         flight.FlightUnauthorizedError,
-        "INSERT",
+        "market.trades is read-only",
     ),
     (
         "unknown handle",
@@ -86,8 +91,10 @@ CASES: list[tuple[str, Callable[[flight.FlightClient], Any], type[Exception], st
         "prepare it again",
     ),
     ("unknown action", act("LaunchRocket"), UNIMPLEMENTED, "LaunchRocket"),
-    ("later action", act("CancelFlightInfo"), UNIMPLEMENTED, "not offered yet"),
-    ("begin", act("BeginTransaction", wrap(sql.ActionBeginTransactionRequest())), UNIMPLEMENTED, "BeginTransaction"),
+    ("savepoint", act("BeginSavepoint", wrap(sql.ActionBeginSavepointRequest())), UNIMPLEMENTED, "no savepoints"),
+    ("end of none", act("EndTransaction", wrap(END)), INVALID, "begin a new one"),
+    ("end without a verb", act("EndTransaction", b""), INVALID, "neither commit nor roll back"),
+    ("cancel of garbage", act("CancelQuery", wrap(sql.ActionCancelQueryRequest(info=b"x"))), INVALID, "FlightInfo"),
     ("garbage action", act("CreatePreparedStatement", b"\xff\xff"), INVALID, "truncated or damaged"),
     ("other action's body", act("ClosePreparedStatement", QUERY), INVALID, "ActionClosePreparedStatementRequest"),
     ("no flights", lambda c: list(c.list_flights()), UNIMPLEMENTED, "GetTables"),
@@ -120,14 +127,7 @@ def test_a_failure_inside_is_an_incident(
         raise RuntimeError(f"secret of {os.getpid()}")
 
     monkeypatch.setattr(served.lake, "check_ready", broken)
-    ticket = (
-        client.get_flight_info(
-            flight.FlightDescriptor.for_command(wrap(sql.CommandStatementQuery(query="from market.trades")))
-        )
-        .endpoints[0]
-        .ticket
-    )
     with pytest.raises(flight.FlightInternalError, match=r"incident [0-9a-f]{12}") as caught:
-        client.do_get(ticket).read_all()
+        info(wrap(sql.CommandStatementQuery(query="from market.trades")))(client)
     assert "secret" not in str(caught.value)
     assert served.service.stats().open_statements == 0

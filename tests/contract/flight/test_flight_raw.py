@@ -33,10 +33,10 @@ def fetch(client: flight.FlightClient, command: Message) -> pa.Table:
 COMMANDS: list[tuple[Message, pa.Schema | None, int | None]] = [
     (sql.CommandStatementQuery(query="select * from market.trades"), None, ROWS),
     (sql.CommandGetCatalogs(), catalog.CATALOGS, 1),
-    (sql.CommandGetDbSchemas(), catalog.DB_SCHEMAS, 1),
+    (sql.CommandGetDbSchemas(), catalog.DB_SCHEMAS, 2),
     (sql.CommandGetTables(), catalog.TABLES, 3),
     (sql.CommandGetTables(include_schema=True), catalog.TABLES_WITH_SCHEMA, 3),
-    (sql.CommandGetTableTypes(), catalog.TABLE_TYPES, 1),
+    (sql.CommandGetTableTypes(), catalog.TABLE_TYPES, 3),
     (sql.CommandGetPrimaryKeys(table="trades"), catalog.PRIMARY_KEYS, 0),
     (sql.CommandGetExportedKeys(table="trades"), catalog.FOREIGN_KEYS, 0),
     (sql.CommandGetImportedKeys(table="trades"), catalog.FOREIGN_KEYS, 0),
@@ -182,7 +182,18 @@ def test_a_correlation_id_comes_back(served: Served) -> None:
 
 
 def test_the_actions_are_listed(client: flight.FlightClient) -> None:
-    assert {action.type for action in client.list_actions()} == {"CreatePreparedStatement", "ClosePreparedStatement"}
+    assert {action.type for action in client.list_actions()} == {
+        "CreatePreparedStatement",
+        "ClosePreparedStatement",
+        "BeginTransaction",
+        "EndTransaction",
+        "CancelFlightInfo",
+        "CancelQuery",
+        "RenewFlightEndpoint",
+        "SetSessionOptions",
+        "GetSessionOptions",
+        "CloseSession",
+    }
 
 
 def test_a_lake_that_cannot_answer_exactly(client: flight.FlightClient, served: Served) -> None:
