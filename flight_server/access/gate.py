@@ -87,6 +87,10 @@ class Gate:
                     f"the user {settings.user!r} is in the credentials file and K2_ACCESS_PASSWORD is set; "
                     "leave one of them"
                 )
+            if not usable_name(settings.user) or ":" in settings.user:
+                raise SettingsError(
+                    f"K2_ACCESS_USER is {settings.user!r}, which is no name; use printable characters and no colon"
+                )
             password = PasswordHash.of(settings.password.get_secret_value())
             user = User(Principal(settings.user, True, "password"), password)
             credentials.users[settings.user] = user

@@ -212,7 +212,7 @@ class WebTokens:
             header = jwt.get_unverified_header(token)
         except (jwt.PyJWTError, ValueError, TypeError):
             raise Unauthenticated(f"the bearer token is no web token that can be read; {_PURPOSE}") from None
-        for source in self._sources:
+        for source in self._sources if isinstance(header.get("alg"), str) else ():
             if (found := source.key_for(header)) is not None:
                 return found
         raise Unauthenticated(
