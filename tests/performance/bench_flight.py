@@ -2,19 +2,13 @@
 
 from __future__ import annotations
 
-import os
-import re
-import subprocess
-import sys
 import tempfile
-import time
 from collections.abc import Callable
 from pathlib import Path
 
 import adbc_driver_flightsql.dbapi as flight_sql
 import duckdb
 import numpy as np
-import psutil
 import pyarrow as pa
 from google.protobuf import any_pb2
 from pyarrow import flight
@@ -25,6 +19,7 @@ from common.settings import LakeSettings
 from flight_server.protocol import FlightSql_pb2
 from sink.table import IcebergTable
 from tests.performance.figures import Figure, times_ms
+from tests.performance.k2_server import K2Server
 from tests.performance.market_data import rows
 
 _ROWS, _CHUNK, _SYMBOLS, _DAYS = 10_000_000, 1_000_000, 100, 10
@@ -39,11 +34,11 @@ def run(scale: float) -> list[Figure]:
     count = int(_ROWS * scale)
     with tempfile.TemporaryDirectory(prefix="k2-bench-") as folder:
         files = _fill(Path(folder), count)
-        with _Server(Path(folder)) as server:
+        with K2Server(Path(folder)) as server:
             return _measure(server, files, count)
 
 
-def _measure(server: _Server, files: list[str], count: int) -> list[Figure]:
+def _measure(server: K2Server, files: list[str], count: int) -> list[Figure]:
     local = duckdb.connect()
     local.execute("SET TimeZone = 'UTC'; SET preserve_insertion_order = false; SET parquet_metadata_cache = true")
     parquet = f"read_parquet({files!r})"
@@ -137,32 +132,3 @@ def _fill(folder: Path, count: int) -> list[str]:
         table.append(data, PartitionOffsets(base), PartitionOffsets(to), f"bench-{done}")
         done += chunk
     return [str(path) for path in sorted(folder.glob("warehouse/**/*.parquet"))]
-
-
-class _Server:
-    """`k2 serve` as a process of its own."""
-
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        self.uri = ""
-
-    def __enter__(self) -> _Server:
-        command = [sys.executable, "-m", "k2.cli", "serve", "--data-dir", str(self._folder), "--port", "0"]
-        self._process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=dict(os.environ))
-        assert self._process.stderr is not None
-        said = []
-        for line in self._process.stderr:
-            said.append(line)
-            if found := re.search(r"Flight SQL at (\S+)", line):
-                self.uri = found[1]
-                return self
-        raise RuntimeError("k2 serve did not start: " + "".join(said))
-
-    def __exit__(self, *_: object) -> None:
-        self._process.terminate()
-        self._process.wait(20)
-
-    def memory_mib(self) -> float:
-        """Resident memory of the server process."""
-        time.sleep(0.2)
-        return float(psutil.Process(self._process.pid).memory_info().rss) / 1024**2

@@ -22,12 +22,17 @@ def messages(count: int) -> list[bytes]:
     return [encoder.encode(trade(n, symbol=symbols[n % 8])) for n in range(count)]
 
 
-def rows(first: int, count: int, *, symbols: int, days: int, total: int) -> pa.Table:
-    """Rows [first, first + count) of `total` trades spread evenly over `days`, in order of time."""
+def rows(first: int, count: int, *, symbols: int, days: int, total: int, by_symbol: bool = False) -> pa.Table:
+    """Rows [first, first + count) of `total` trades spread evenly over `days`, in order of time.
+
+    With `by_symbol` they are in order of symbol, and of time within each: a table that maintenance has sorted.
+    """
     n = np.arange(first, first + count, dtype=np.int64)
-    at = START_US + (n * (days * DAY_US // total))
+    each = total // symbols
+    number, place = (n // each, n % each * symbols) if by_symbol else (n % symbols, n)
+    at = START_US + (place * (days * DAY_US // total))
     symbol = pa.DictionaryArray.from_arrays(
-        pa.array((n % symbols).astype(np.int32)), pa.array([f"S{number:03d}USDT" for number in range(symbols)])
+        pa.array(number.astype(np.int32)), pa.array([f"S{number:03d}USDT" for number in range(symbols)])
     ).cast(pa.string())
     times = pa.array(at).cast(pa.timestamp("us", tz="UTC"))
     price = _decimals(60_000_00000000 + (n * 7919 % 100_000) * 1_000_000, 18)

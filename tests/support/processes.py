@@ -30,6 +30,10 @@ class Process:
         self._listener.start()
 
     @property
+    def pid(self) -> int:
+        return self._child.pid
+
+    @property
     def running(self) -> bool:
         return self._child.poll() is None
 

@@ -1,0 +1,36 @@
+"""The server under measurement, as its users start it."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import psutil
+
+from tests.support.processes import Process
+
+
+class K2Server:
+    """`k2 serve` as a process of its own, over the lake in `folder`; `env` goes on top of this process's."""
+
+    def __init__(self, folder: Path, **env: str) -> None:
+        self._folder = folder
+        self._env = {"K2_TELEMETRY_LOG_LEVEL": "warning"} | env
+        self.uri = ""
+
+    def __enter__(self) -> K2Server:
+        self._process = Process("serve", "--data-dir", str(self._folder), "--port", "0", env=self._env)
+        self.uri = self._process.wait_for(r"Flight SQL at (\S+)")[1]
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._process.stop()
+
+    def memory_mib(self) -> float:
+        """Resident memory of the server process."""
+        time.sleep(0.2)
+        return float(psutil.Process(self._process.pid).memory_info().rss) / 1024**2
+
+    def threads(self) -> int:
+        """Threads of the server process."""
+        return int(psutil.Process(self._process.pid).num_threads())
