@@ -46,6 +46,19 @@ def rows_of(batch: pa.RecordBatch, parameters: Sequence[str]) -> list[Row]:
     return list(zip(*columns, strict=True))
 
 
+def asked_for(data_type: pa.DataType) -> pa.DataType:
+    """The Arrow type in which a client is asked for a parameter of this type; any other that fits is taken, too.
+
+    Times are asked for in milliseconds: the JDBC driver (18.3.0) counts milliseconds whatever the unit, so that asked
+    for microseconds it would bind instants of January 1970. Clients that look at their own values are not held by it.
+    """
+    if kinds.is_timestamp(data_type):
+        return pa.timestamp("ms", data_type.tz)
+    if kinds.is_time(data_type):
+        return pa.time32("ms")
+    return data_type
+
+
 def count_mismatch(wanted: int, given: int) -> str:
     """The one sentence for a wrong number of parameters."""
     return f"the statement takes {wanted} parameter{'s' * (wanted != 1)} and {given or 'none'} {_was(given)} bound"
@@ -59,7 +72,12 @@ def _values(column: pa.Array, parameter: str) -> list[object]:
     if kinds.is_dictionary(column.type):
         column = column.dictionary_decode()
     convert = _converter(column.type, parameter)
-    return [None if not scalar.is_valid else convert(scalar) for scalar in column]
+    try:
+        return [None if not scalar.is_valid else convert(scalar) for scalar in column]
+    except (OverflowError, ValueError):
+        raise InvalidStatement(
+            f"a value of the parameter {parameter} is beyond the years 1 to 9999; bind it as text and cast it"
+        ) from None
 
 
 def _converter(data_type: pa.DataType, parameter: str) -> Callable[[pa.Scalar], object]:

@@ -17,7 +17,7 @@ import pyarrow as pa
 
 from common.errors import LimitExceeded, StatementCancelled, StatementError, Unavailable
 from flight_server.engine.cursors import CursorPool
-from flight_server.engine.session_options import CATALOG, MARKET, RESEARCH, SessionOptions
+from flight_server.engine.session_options import SessionOptions, search_path
 
 BEGIN = "BEGIN TRANSACTION READ ONLY"
 #: How long a statement waits for another one of its session to free the connection.
@@ -258,9 +258,3 @@ class HomePlace:
 
     def restart(self, cursor: duckdb.DuckDBPyConnection) -> bool:
         return False
-
-
-def search_path(schema: str) -> str:
-    """Where names without a schema are looked up: there, then in what is everybody's."""
-    places = [schema, *(other for other in (MARKET, RESEARCH) if other != schema)]
-    return ",".join(f"{CATALOG}.{place}" for place in places)

@@ -19,8 +19,11 @@ from typing import Any
 import duckdb
 import pyarrow as pa
 
+from common.errors import Unsupported
 from flight_server.engine.cursors import CursorPool
 from flight_server.engine.errors import translated
+from flight_server.engine.parameters import asked_for
+from flight_server.engine.session_options import CATALOG, MARKET, RESEARCH, search_path
 from flight_server.engine.shapes import without_dictionaries
 from flight_server.engine.statements import Statement, StatementKind, parse
 
@@ -37,14 +40,13 @@ class Planner:
 
     def __init__(self, lake_cursor: duckdb.DuckDBPyConnection, tables: Sequence[tuple[str, str, str]]) -> None:
         """`tables` are (catalog, schema, name); their columns are read off `lake_cursor`, once."""
-        catalog, schema, table_functions = _place_of(lake_cursor)
-        self.table_functions: Set[str] = table_functions
-        self._place = f"{_quoted(catalog)}.{_quoted(schema)}"
+        self.table_functions: Set[str] = _table_functions(lake_cursor)
         self._root = duckdb.connect(":memory:", config={"threads": 1, "memory_limit": _MEMORY_LIMIT})
         self._root.execute("SET GLOBAL TimeZone = 'UTC'")
-        for name in sorted({catalog, *(table[0] for table in tables)} - {"memory"}):
+        for name in sorted({CATALOG, *(table[0] for table in tables)} - {"memory"}):
             self._root.execute(f"ATTACH ':memory:' AS {_quoted(name)}")
-        self._root.execute(f"CREATE SCHEMA IF NOT EXISTS {self._place}")
+        for schema in (MARKET, RESEARCH):
+            self._root.execute(f"CREATE SCHEMA IF NOT EXISTS {CATALOG}.{schema}")
         for table in tables:
             relation = ".".join(_quoted(part) for part in table)
             described = lake_cursor.execute(f"DESCRIBE {relation}").fetchall()
@@ -101,8 +103,8 @@ class Planner:
             fields = []
             for name in statement.parameters:
                 sql_type = types.get(name)
-                field = pa.field("", pa.null()) if sql_type is None else self._arrow_field(cursor, sql_type)
-                fields.append(field.with_name(name))
+                kind = pa.null() if sql_type is None else self._arrow_field(cursor, sql_type).type
+                fields.append(pa.field(name, asked_for(kind)))
             return pa.schema(fields)
 
     def shape_of(self, definition: str) -> pa.Schema:
@@ -123,14 +125,19 @@ class Planner:
 
     def _cursor(self) -> duckdb.DuckDBPyConnection:
         cursor = self._root.cursor()
-        cursor.execute(f"USE {self._place}")
+        cursor.execute(f"SET search_path = '{search_path(MARKET)}'")
         return cursor
 
     def _arrow_field(self, cursor: duckdb.DuckDBPyConnection, sql_type: str) -> pa.Field:
         with self._lock:
             field = self._arrow_fields.get(sql_type)
         if field is None:
-            field = cursor.execute(f"SELECT CAST(NULL AS {sql_type})").to_arrow_reader(1).schema.field(0)
+            try:
+                field = cursor.execute(f"SELECT CAST(NULL AS {sql_type})").to_arrow_reader(1).schema.field(0)
+            except duckdb.Error:
+                raise Unsupported(
+                    f"the type {sql_type[:200]} has no form in Arrow; cast it to VARCHAR, JSON or a STRUCT with names"
+                ) from None
             with self._lock:
                 self._arrow_fields[sql_type] = field
         return field
@@ -167,17 +174,16 @@ def _describe(cursor: duckdb.DuckDBPyConnection, query: str, values: Values) -> 
     return [(name, sql_type) for name, sql_type, *_ in rows]
 
 
-def _place_of(cursor: duckdb.DuckDBPyConnection) -> tuple[str, str, Set[str]]:
-    """Where names without a catalog and schema are looked up, and the table functions that there are."""
+def _table_functions(cursor: duckdb.DuckDBPyConnection) -> Set[str]:
+    """The lower-case names of the table functions that there are."""
     try:
-        row = cursor.execute("SELECT current_catalog(), current_schema()").fetchone() or ("memory", "main")
         names = cursor.execute(
             "SELECT DISTINCT lower(function_name) FROM duckdb_functions() "
             "WHERE function_type IN ('table', 'table_macro', 'pragma')"
         ).fetchall()
     except duckdb.Error as error:
         raise translated(error) from None
-    return row[0], row[1], frozenset(name for (name,) in names)
+    return frozenset(name for (name,) in names)
 
 
 def _parameter_types(node: Any) -> Iterator[tuple[str, str]]:

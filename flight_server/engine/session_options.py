@@ -105,3 +105,9 @@ def _seconds(value: OptionValue) -> float | None:
 
 def _zones() -> set[str]:
     return zoneinfo.available_timezones()
+
+
+def search_path(schema: str) -> str:
+    """Where names without a schema are looked up: there, then in what is everybody's."""
+    places = [schema, *(other for other in (MARKET, RESEARCH) if other != schema)]
+    return ",".join(f"{CATALOG}.{place}" for place in places)

@@ -64,10 +64,10 @@ class Database:
         self._writer = self.cursor()
 
     def cursor(self) -> duckdb.DuckDBPyConnection:
-        """A new connection to the database, in schema k2.market. One thread at a time."""
+        """A new connection, on which names are looked up in market, then in research. One thread at a time."""
         try:
             cursor = self._root.cursor()
-            cursor.execute(f"USE {CATALOG}.{MARKET}")
+            cursor.execute(f"SET search_path = '{CATALOG}.{MARKET},{CATALOG}.{RESEARCH}'")
         except duckdb.ConnectionException:
             raise Unavailable("the server is stopping; connect again") from None
         return cursor

@@ -20,7 +20,7 @@ class Served:
     """The service, the lake beneath it, and its metrics."""
 
     def __init__(self, settings: FlightSettings) -> None:
-        self.lake = FakeLake(ROWS, settings)
+        self.lake = FakeLake(ROWS, settings, research=True)
         self.registry = CollectorRegistry()
         self.service = FlightService(self.lake, settings, registry=self.registry)
         self.service.start()

@@ -84,7 +84,7 @@ REFUSED = [
     ("create index i on t(a)", PermissionDenied, "CREATE INDEX"),
     ("create type m as enum ('a')", PermissionDenied, "CREATE TYPE"),
     ("drop schema market", PermissionDenied, "DROP SCHEMA"),
-    ("drop table a, b", Unsupported, "one table at a time"),
+    ("drop table a, b", Unsupported, "one object at a time"),
     ("comment on table market.trades is 'x'", PermissionDenied, "ALTER"),
     ("insert into x values (1) returning a", Unsupported, "RETURNING"),
     ("create table x as select * from read_csv('/etc/passwd')", PermissionDenied, "read_csv"),
