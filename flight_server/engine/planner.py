@@ -134,7 +134,7 @@ class Planner:
         if field is None:
             try:
                 field = cursor.execute(f"SELECT CAST(NULL AS {sql_type})").to_arrow_reader(1).schema.field(0)
-            except duckdb.Error:
+            except (duckdb.Error, OSError):  # pyarrow reports what the engine cannot export as OSError
                 raise Unsupported(
                     f"the type {sql_type[:200]} has no form in Arrow; cast it to VARCHAR, JSON or a STRUCT with names"
                 ) from None

@@ -1,4 +1,4 @@
-"""Every client that answers a plain SQL query, behind one call, with its answer in the form of tests.support.canonical."""
+"""Every client that answers a plain SQL query, behind one call; its answer as tests.support.canonical writes it."""
 
 from __future__ import annotations
 

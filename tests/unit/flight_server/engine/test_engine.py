@@ -26,6 +26,7 @@ from common.errors import (
     TableNotFound,
     TailGap,
     Unavailable,
+    Unsupported,
 )
 from common.settings import FlightSettings
 from flight_server.engine.engine import Engine, Request
@@ -145,7 +146,9 @@ def test_errors_have_the_engines_words_and_position(shared: Started, sql: str, k
 
 
 def test_an_error_in_the_middle_of_a_result(own: Started) -> None:
-    running = own.engine.execute(Request("select case when range > 2000000 then 'x' else '1' end::int v from range(3000000)"))
+    running = own.engine.execute(
+        Request("select case when range > 2000000 then 'x' else '1' end::int v from range(3000000)")
+    )
     seen = 0
     with pytest.raises(InvalidStatement, match="Could not convert string 'x'"):
         for batch in ReadAhead(running):
@@ -302,7 +305,9 @@ def test_cancel_reaches_a_blocked_reader(own: Started) -> None:
     def run() -> None:
         begun.set()
         try:
-            own.engine.execute(Request("select sum(a.range * b.range) from range(10000000) a, range(10000000) b, market.trades"))
+            own.engine.execute(
+                Request("select sum(a.range * b.range) from range(10000000) a, range(10000000) b, market.trades")
+            )
         except StatementCancelled as error:
             outcome.append(error)
 
@@ -338,7 +343,9 @@ def test_a_statement_that_nobody_waits_for_is_ended(own: Started) -> None:
         return True
 
     with pytest.raises(StatementCancelled):
-        own.engine.execute(Request("select sum(a.range * b.range) from range(10000000) a, range(10000000) b"), is_abandoned=gone)
+        own.engine.execute(
+            Request("select sum(a.range * b.range) from range(10000000) a, range(10000000) b"), is_abandoned=gone
+        )
     assert asked.is_set()
     cursor_is_clean(own.engine)
 
@@ -452,8 +459,9 @@ def test_a_wrong_number_of_parameters(shared: Started, sql: str, columns: int, s
         ("select 1", []),
         (
             "select * from market.trades where price > ? and symbol = ? and event_time < ?",
-            ["decimal128(18, 8)", "string", "timestamp[us, tz=UTC]"],
+            ["decimal128(18, 8)", "string", "timestamp[ms, tz=UTC]"],
         ),
+        ("select ?::time, ?::timestamp_ns", ["time32[ms]", "timestamp[ms]"]),
         ("select ?::date, trade_id from market.trades limit ?", ["date32[day]", "int64"]),
         ("select ?", ["null"]),
         ("explain select * from market.trades where trade_id in (?, ?)", ["int64", "int64"]),
@@ -461,6 +469,24 @@ def test_a_wrong_number_of_parameters(shared: Started, sql: str, columns: int, s
 )
 def test_types_of_parameters_are_found(shared: Started, sql: str, types: list[str]) -> None:
     assert [str(kind) for kind in shared.engine.describe(sql).parameter_schema.types] == types
+
+
+@pytest.mark.parametrize(
+    ("sql", "says"),
+    [("select row(1, 'x') as r", "STRUCT"), ("select 42::variant as v", "VARIANT has no form in Arrow")],
+)
+def test_a_type_without_a_form_in_arrow_is_refused_by_name(shared: Started, sql: str, says: str) -> None:
+    with pytest.raises(Unsupported, match=says):
+        table(shared.engine, sql)
+
+
+@pytest.mark.parametrize("kind", [pa.timestamp("s"), pa.timestamp("us", "UTC"), pa.date32()])
+def test_an_instant_beyond_all_years_is_refused(shared: Started, kind: pa.DataType) -> None:
+    far = pa.array([2**31 - 1 if kind == pa.date32() else 2**62]).cast(
+        pa.int32() if kind == pa.date32() else pa.int64()
+    )
+    with pytest.raises(InvalidStatement, match="beyond the years 1 to 9999"):
+        table(shared.engine, "select ?", pa.record_batch({"0": far.view(kind)}))
 
 
 def test_metrics_count_what_went_out(own: Started) -> None:
