@@ -253,10 +253,11 @@ def _scheme(header: str) -> str:
 
 
 def _basic(header: str) -> tuple[str, str]:
-    """Raises Unauthenticated."""
+    """Name and password. ADBC (1.13) leaves the padding off; all others do not. Raises Unauthenticated."""
     unreadable = Unauthenticated("the Basic authorization cannot be read; send base64 of name:password in UTF-8")
     try:
-        text = base64.b64decode(header_token(header), validate=True).decode("utf-8")
+        encoded = header_token(header).rstrip("=")
+        text = base64.b64decode(encoded + "=" * (-len(encoded) % 4), validate=True).decode("utf-8")
     except (binascii.Error, ValueError):
         raise unreadable from None
     name, colon, password = text.partition(":")
