@@ -6,6 +6,8 @@ from typing import Any, Protocol
 
 from pyiceberg.catalog import Catalog, load_catalog
 from pyiceberg.exceptions import NoSuchNamespaceError, NoSuchTableError
+from pyiceberg.manifest import FileFormat, ManifestContent
+from pyiceberg.table import Table
 from sqlalchemy.exc import SQLAlchemyError
 
 from common.datasets import Dataset
@@ -13,6 +15,12 @@ from common.errors import SnapshotNotFound, Unavailable
 from common.offsets import SUMMARY_KEY, PartitionOffsets
 from common.settings import LakeSettings
 from flight_server.storage.read_view import Snapshot, literal
+
+
+#: Up to this many data files a snapshot is read as those files; beyond, by `iceberg_scan`, which reads its manifests for
+#: each query and leaves out files by their statistics. A point query, milliseconds, two cores: 10 files 2.5 against
+#: 11.7, 64 files 8.9 against 10.9, 256 files 40 against 21.
+_FILES_MAX = 32
 
 
 class SnapshotSource(Protocol):
@@ -32,6 +40,8 @@ class IcebergSnapshots:
     def __init__(self, settings: LakeSettings) -> None:
         self._settings = settings
         self._catalog: Catalog | None = None
+        #: Table -> its snapshot as it was found last: a snapshot never changes.
+        self._found: dict[str, Snapshot] = {}
 
     def newest(self, dataset: Dataset) -> Snapshot:
         try:
@@ -47,9 +57,23 @@ class IcebergSnapshots:
         current = table.metadata.current_snapshot()
         if current is None:
             return Snapshot()
-        relation = f"iceberg_scan({literal(table.metadata_location)}, snapshot_from_id => {current.snapshot_id})"
         columns = tuple(column.name for column in table.schema().fields)
-        return Snapshot(current.snapshot_id, relation, columns, _offsets(table.metadata, current, dataset.table))
+        found = self._found.get(dataset.table)
+        if found is not None and found.snapshot_id == current.snapshot_id and found.columns == columns:
+            return found
+        try:
+            files = _plain_files(table, current)
+        except OSError as error:
+            raise Unavailable(
+                f"a manifest of {dataset.table} cannot be read ({str(error).splitlines()[0]}); check the file store"
+            ) from None
+        if files is None:
+            relation = f"iceberg_scan({literal(table.metadata_location)}, snapshot_from_id => {current.snapshot_id})"
+        else:
+            relation = f"read_parquet([{', '.join(literal(path) for path in files)}])"
+        offsets = _offsets(table.metadata, current, dataset.table)
+        found = self._found[dataset.table] = Snapshot(current.snapshot_id, relation, columns, offsets)
+        return found
 
     def _open(self) -> Catalog:
         if self._catalog is None:
@@ -64,6 +88,27 @@ class IcebergSnapshots:
                 },
             )
         return self._catalog
+
+
+def _plain_files(table: Table, snapshot: Any) -> list[str] | None:
+    """The data files whose rows are exactly the snapshot's, in the table's one schema; None when there is more to it.
+
+    Such as deletes, files of an older schema, or more files than are worth naming.
+    """
+    if len(table.metadata.schemas) != 1:
+        return None
+    counted = (snapshot.summary or {}).get("total-data-files")
+    if counted is None or not 0 < int(counted) <= _FILES_MAX:
+        return None
+    paths: list[str] = []
+    for manifest in snapshot.manifests(table.io):
+        if manifest.content != ManifestContent.DATA:
+            return None
+        for entry in manifest.fetch_manifest_entry(table.io, discard_deleted=True):
+            if entry.data_file.file_format != FileFormat.PARQUET:
+                return None
+            paths.append(entry.data_file.file_path)
+    return sorted(paths) if len(paths) == int(counted) else None
 
 
 def _offsets(metadata: Any, snapshot: Any, table: str) -> PartitionOffsets:

@@ -1,0 +1,88 @@
+"""What a snapshot is read as: its files by name while they are few and plain, by iceberg_scan otherwise."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+from pyiceberg.types import StringType
+
+from common.datasets import TRADES
+from common.iceberg import open_catalog
+from common.offsets import KafkaPartition, PartitionOffsets
+from common.settings import FlightSettings, LakeSettings
+from flight_server.storage.database import Database
+from flight_server.storage.snapshots import _FILES_MAX, IcebergSnapshots
+from sink.table import IcebergTable
+from tests.support.fake_lake import trades
+
+PARTITION = KafkaPartition("cluster", "topic-id-abcdefgh", 0)
+
+
+class Written:
+    """A table that grows by one file of ten trades a commit."""
+
+    def __init__(self, folder: Path) -> None:
+        self.lake = LakeSettings(data_dir=folder)
+        self.lake.prepare()
+        self._table = IcebergTable.open(self.lake, TRADES)
+        self.commits = 0
+
+    def commit(self, count: int = 1) -> None:
+        for _ in range(count):
+            start = self.commits * 10
+            base = PartitionOffsets({PARTITION: start} if start else {})
+            rows: pa.Table = trades(range(start, start + 10))
+            self._table.append(rows, base, PartitionOffsets({PARTITION: start + 10}), f"commit-{self.commits}")
+            self.commits += 1
+
+
+@pytest.fixture
+def written(tmp_path: Path) -> Written:
+    return Written(tmp_path)
+
+
+def test_few_files_are_read_by_name_and_give_the_snapshots_rows(written: Written) -> None:
+    snapshots = IcebergSnapshots(written.lake)
+    written.commit(2)
+    snapshot = snapshots.newest(TRADES)
+    assert snapshot.relation is not None and snapshot.relation.startswith("read_parquet([")
+    assert snapshots.newest(TRADES) is snapshot
+    written.commit()
+    newer = snapshots.newest(TRADES)
+    database = Database(FlightSettings(), written.lake)
+    try:
+        assert ids(database, snapshot.relation) == list(range(20))
+        assert ids(database, newer.relation) == list(range(30))
+        table = open_catalog(written.lake).load_table(TRADES.table)
+        scanned = f"iceberg_scan('{table.metadata_location}', snapshot_from_id => {newer.snapshot_id})"
+        assert rows(database, newer.relation) == rows(database, scanned)
+    finally:
+        database.close()
+
+
+def test_many_files_are_left_to_iceberg_scan(written: Written) -> None:
+    written.commit(_FILES_MAX)
+    snapshots = IcebergSnapshots(written.lake)
+    assert "read_parquet" in str(snapshots.newest(TRADES).relation)
+    written.commit()
+    assert "iceberg_scan" in str(snapshots.newest(TRADES).relation)
+
+
+def test_a_table_whose_schema_has_changed_is_left_to_iceberg_scan(written: Written) -> None:
+    written.commit()
+    with open_catalog(written.lake).load_table(TRADES.table).update_schema() as update:
+        update.add_column("venue_note", StringType())
+    found = IcebergSnapshots(written.lake).newest(TRADES)
+    assert "iceberg_scan" in str(found.relation) and "venue_note" in found.columns
+
+
+def ids(database: Database, relation: Any) -> list[int]:
+    found = database.cursor().execute(f"SELECT trade_id FROM {relation} ORDER BY 1").fetchall()
+    return [number for (number,) in found]
+
+
+def rows(database: Database, relation: Any) -> list[Any]:
+    return list(database.cursor().execute(f"SELECT * FROM {relation} ORDER BY trade_id").fetchall())
