@@ -17,14 +17,15 @@ from prometheus_client import CollectorRegistry, Gauge, Histogram
 
 from common.clock import Clock, SystemClock
 from common.datasets import INSTRUMENTS, QUOTES, TRADES, Dataset
-from common.errors import BrokerError, CatalogError, TailGap, Unavailable
+from common.errors import BrokerError, CatalogError, TableNotFound, TailGap, Unavailable
 from common.log import KafkaLog, KafkaLogReader, TopicInfo
 from common.registry import open_registry
 from common.schemas.arrow import table_schema
 from common.settings import FlightSettings, KafkaSettings, LakeSettings
 from common.telemetry import get_logger
+from flight_server.storage.as_of import AsOf, AsOfCut, condition_at, table_cut
 from flight_server.storage.database import CATALOG, MARKET, RESEARCH, Database
-from flight_server.storage.read_view import Snapshot
+from flight_server.storage.read_view import Snapshot, TableCut, quoted
 from flight_server.storage.research import ResearchTables
 from flight_server.storage.research_views import ResearchViews
 from flight_server.storage.snapshots import IcebergSnapshots
@@ -79,6 +80,8 @@ class Lake:
         self._clock = clock or SystemClock()
         self._log = get_logger("flight_server.storage")
         self._snapshots = IcebergSnapshots(lake)
+        self._histories = IcebergSnapshots(lake)
+        self._histories_lock = threading.Lock()
         self._database = Database(settings, lake)
         #: Users' own tables. Whoever commits or drops one calls `publish_research` afterwards, and reads it then.
         self.research = ResearchTables(lake, clock=self._clock)
@@ -118,6 +121,34 @@ class Lake:
             raise Unavailable("the server is not running; connect again later")
         if (gap := self._publisher.gap) is not None:
             raise gap
+
+    def table_cut(self, table: str, as_of: AsOf) -> TableCut:
+        """The positions that `as_of` means for a table of `market`, by its full name, as in "market.trades".
+
+        For a cut that is pure; for a snapshot and a time the catalog is asked, which blocks. Raises SnapshotNotFound,
+        TableNotFound, Unavailable.
+        """
+        dataset = next((dataset for dataset in self._datasets if dataset.table == table), None)
+        if dataset is None:
+            raise TableNotFound(f"there is no table {table} to be read as of an earlier instant")
+        if isinstance(as_of, AsOfCut):
+            return table_cut(table, as_of)
+        with self._histories_lock:
+            history = self._histories.history(dataset)
+        return table_cut(table, as_of, history)
+
+    def select_at(self, cursor: Any, table: str, wanted: TableCut) -> str:
+        """The SELECT that gives the rows of a table of `market` at a cut, in the cursor's open transaction.
+
+        What it needs is checked against what that transaction sees, which it fixes; in later transactions the same text
+        gives the same rows. Raises Unavailable (this server is not as far; again in a moment) or SnapshotExpired.
+        """
+        self.check_ready()
+        assert self._publisher is not None
+        now = self._publisher.cut(cursor).tables[table]
+        condition = condition_at(table, wanted, now, self._publisher.followed())
+        schema, name = table.split(".")
+        return f"SELECT * FROM {CATALOG}.{schema}.{quoted(name)} WHERE {condition}"
 
     def tables(self) -> list[TableInfo]:
         """The tables of `market` and of `research`, these as of their latest publication."""

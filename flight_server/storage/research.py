@@ -33,10 +33,11 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from common.clock import Clock, SystemClock
-from common.errors import CatalogError, InvalidStatement, TableNotFound, Unsupported
+from common.errors import CatalogError, InvalidStatement, SnapshotNotFound, TableNotFound, Unsupported
 from common.iceberg import ensure_namespace, open_catalog, reason, translated
 from common.settings import LakeSettings
 from common.telemetry import get_logger
+from flight_server.storage.as_of import AsOf, AsOfCut, AsOfSnapshot
 from flight_server.storage.read_view import literal
 from flight_server.storage.research_types import storable
 from flight_server.storage.research_write import (
@@ -151,6 +152,32 @@ class ResearchTables:
         """One table as it is now, whatever the case of `name`; None when there is none."""
         stored = self._find(valid_name(name))
         return None if stored is None else _described(stored.name()[-1], stored)
+
+    def select_at(self, name: str, as_of: AsOf) -> str:
+        """The SELECT that gives the table's rows as of one of its snapshots, or of a time: what was current then.
+
+        Raises TableNotFound, SnapshotNotFound, and Unsupported: for a cut, which says nothing of research tables, and
+        when the table has had its columns replaced since.
+        """
+        table = self._find(valid_name(name))
+        if table is None:
+            raise TableNotFound(f"the table {NAMESPACE}.{valid_name(name)} does not exist")
+        full_name = f"{NAMESPACE}.{table.name()[-1]}"
+        if isinstance(as_of, AsOfCut):
+            raise Unsupported(f"a cut is of the market; read {full_name} at one of its snapshots, or at a time")
+        if isinstance(as_of, AsOfSnapshot):
+            found = table.snapshot_by_id(as_of.snapshot_id)
+        else:
+            found = table.snapshot_as_of_timestamp(as_of.time_us // 1_000)
+        if found is None:
+            raise SnapshotNotFound(f"{full_name} had no such snapshot; give the id of one, or a time since its first")
+        if found.schema_id is not None and table.schemas()[found.schema_id] != table.schema():
+            raise Unsupported(
+                f"{full_name} had other columns then; K2 reads tables with the columns that they have now"
+            )
+        return (
+            f"SELECT * FROM iceberg_scan({literal(table.metadata_location)}, snapshot_from_id => {found.snapshot_id})"
+        )
 
     def begin_write(
         self,

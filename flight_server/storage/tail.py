@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -130,6 +130,10 @@ class Publisher:
                 for name, snapshot in snapshots.items()
             }
         )
+
+    def followed(self) -> Set[str]:
+        """The ids of the topics that are followed."""
+        return {info.topic_id for info in list(self._topics.values())}
 
     def tail_rows(self) -> dict[str, int]:
         """Rows held in memory, by dataset."""

@@ -14,10 +14,11 @@ from typing import Any
 from common.clock import ManualClock
 from common.codec import Decoder, Encoder
 from common.datasets import TRADES
-from common.errors import CatalogError, K2Error
+from common.errors import CatalogError, K2Error, SnapshotExpired, Unavailable
 from common.offsets import KafkaPartition, PartitionOffsets
 from common.registry import EmbeddedRegistry
 from common.settings import FlightSettings
+from flight_server.storage.as_of import condition_at
 from flight_server.storage.database import Database
 from flight_server.storage.read_view import Cut, Snapshot
 from flight_server.storage.tail import Publisher
@@ -74,7 +75,8 @@ class World:
         self.records: dict[KafkaPartition, dict[int, int]] = {}
         self.next_id = 1
         self.queries: list[OpenQuery] = []
-        self.answered = self.refused = self.crashes = 0
+        self.cuts: list[Cut] = []
+        self.answered = self.refused = self.crashes = self.read_again = 0
         for topic in TOPICS:
             self.log.create(topic, PARTITIONS)
         self.sink = self._new_sink()
@@ -173,10 +175,31 @@ class World:
         if self.queries:
             self._check(self.queries.pop())
 
+    def read_again_at(self, number: int) -> None:
+        """A cut that an earlier result carried is read again (rule 9): the same rows, or a justified refusal."""
+        if not self.cuts or self.publisher.gap is not None:
+            return
+        cut = self.cuts[number % len(self.cuts)]
+        wanted = TRADES.table, cut.tables[TRADES.table]
+        cursor = self.database.cursor()
+        cursor.execute("BEGIN")
+        now = self.publisher.cut(cursor).tables[TRADES.table]
+        try:
+            condition = condition_at(*wanted, now, self.publisher.followed())
+        except (Unavailable, SnapshotExpired) as refusal:
+            assert not now.offsets.covers(wanted[1].offsets)
+            lacking = [p for p, until in wanted[1].offsets.items() if now.offsets.next_offset(p) < until]
+            gone = [p for p in lacking if p.topic_id not in self.publisher.followed()]
+            assert isinstance(refusal, SnapshotExpired) == (min(lacking) in gone)
+            cursor.close()
+        else:
+            self._check(OpenQuery(cursor, cut), f"WHERE {condition}")
+            self.read_again += 1
+
     # -- the end
 
     def settle(self) -> None:
-        """No more faults: everything is committed, and the last answer is the whole log."""
+        """No more faults: everything is committed, the last answer is the whole log, and old cuts are readable."""
         self.store.faults.clear()
         self.store.deliver_late()
         self.crash_at = None
@@ -199,16 +222,18 @@ class World:
         ends = self.log.end_offsets()
         cut = self.last_cut.tables[TRADES.table].offsets
         assert all(cut.next_offset(partition) >= end for partition, end in ends.items()), "the tail is behind the log"
+        for number in range(len(self.cuts)):
+            self.read_again_at(number)
 
     def close(self) -> None:
         self._stop_server()
 
     # -- inside
 
-    def _check(self, query: OpenQuery) -> None:
+    def _check(self, query: OpenQuery, condition: str = "") -> None:
         """The property: the answer is, per partition, exactly the log's usable records below the cut, each once."""
         rows = query.cursor.execute(
-            "SELECT _kafka_topic, _kafka_partition, _kafka_offset, trade_id FROM market.trades"
+            f"SELECT _kafka_topic, _kafka_partition, _kafka_offset, trade_id FROM market.trades {condition}"
         ).fetchall()
         query.cursor.execute("COMMIT")
         query.cursor.close()
@@ -222,6 +247,8 @@ class World:
         assert sorted(rows) == expected, _difference(rows, expected, query.cut)
         self.answered += 1
         self.last_cut = query.cut
+        if not condition:
+            self.cuts = [*self.cuts[-9:], query.cut]
 
     def _step(self, worker: SinkWorker[int]) -> None:
         try:
@@ -320,6 +347,7 @@ WEIGHTS: dict[str, int] = {
     "open_query": 5,
     "finish_query": 4,
     "query": 6,
+    "read_again_at": 4,
 }
 
 

@@ -14,13 +14,16 @@ from confluent_kafka import Producer
 
 from common.codec import Encoder
 from common.datasets import TRADES
-from common.errors import BrokerError, Unavailable
+from common.errors import BrokerError, SnapshotExpired, SnapshotNotFound, TableNotFound, Unavailable
 from common.log import KafkaLog
+from common.offsets import PartitionOffsets
 from common.registry import EmbeddedRegistry
 from common.settings import FlightSettings, KafkaSettings, LakeSettings, SinkSettings
+from flight_server.storage.as_of import AsOfSnapshot, AsOfTime, parse_as_of
 from flight_server.storage.lake import Lake
-from flight_server.storage.read_view import Cut
+from flight_server.storage.read_view import Cut, TableCut
 from flight_server.storage.research import ResearchTables, WriteMode
+from flight_server.storage.snapshots import IcebergSnapshots
 from k2.broker import EmbeddedBroker
 from sink.service import SinkService
 from tests.support.records import trade
@@ -222,3 +225,77 @@ def test_research_tables_of_anybody_are_served_soon_and_ones_own_at_once(
     finally:
         lake.stop()
     assert lake.failure is None
+
+
+def rows_at(lake: Lake, wanted: TableCut) -> list[tuple[Any, ...]]:
+    cursor = lake.cursor()
+    try:
+        cursor.execute("BEGIN TRANSACTION READ ONLY")
+        select = lake.select_at(cursor, "market.trades", wanted)
+        return sorted(cursor.execute(f"SELECT trade_id FROM ({select}) AS trades").fetchall())
+    finally:
+        cursor.close()
+
+
+def test_a_cut_a_snapshot_and_a_time_are_read_again_while_the_market_goes_on(
+    kafka: KafkaSettings, lake_settings: LakeSettings
+) -> None:
+    market = Market(kafka)
+    sink = SinkService(kafka, lake_settings, SinkSettings(commit_age_ms_max=20), datasets=(TRADES,))
+    lake = Lake(kafka, lake_settings, SETTINGS, datasets=(TRADES,))
+    other = Lake(kafka, lake_settings, SETTINGS, datasets=(TRADES,))
+    sink.start()
+    lake.start()
+    try:
+        taken: list[tuple[Cut, list[tuple[Any, ...]]]] = []
+        for _turn in range(6):
+            market.produce(50)
+            eventually(lake, "SELECT count(*) FROM market.trades", [(market.next_id,)])
+            rows, cut = ask(lake, "SELECT trade_id FROM market.trades ORDER BY 1")
+            taken.append((cut, rows))
+        waiter = threading.Event()
+        while sum(lake.stats().tail_rows.values()):
+            waiter.wait(0.01)
+        other.start()
+        for cut, rows in taken:
+            wanted = lake.table_cut("market.trades", parse_as_of(cut.to_text()))
+            assert rows_at(lake, wanted) == rows
+            assert rows_at(other, wanted) == rows  # another server, which never saw that tail
+        history = IcebergSnapshots(lake_settings).history(TRADES)
+        for commit in history.current_since:
+            by_id = lake.table_cut("market.trades", AsOfSnapshot(commit.snapshot_id))
+            by_time = lake.table_cut("market.trades", AsOfTime(commit.committed_us))
+            assert by_id.offsets.covers(by_time.offsets) or by_time.offsets.covers(by_id.offsets)
+            assert len(rows_at(lake, by_id)) == sum(by_id.offsets.values())
+        assert rows_at(lake, lake.table_cut("market.trades", AsOfTime(0))) == []
+        with pytest.raises(SnapshotNotFound):
+            lake.table_cut("market.trades", AsOfSnapshot(1))
+        with pytest.raises(TableNotFound):
+            lake.table_cut("market.nothing", AsOfTime(0))
+    finally:
+        other.stop()
+        lake.stop()
+        sink.stop()
+
+
+def test_a_cut_of_a_server_that_is_further_waits_and_a_foreign_one_does_not(
+    kafka: KafkaSettings, lake_settings: LakeSettings
+) -> None:
+    market = Market(kafka)
+    market.produce(10)
+    lake = Lake(kafka, lake_settings, SETTINGS, datasets=(TRADES,))
+    lake.start()
+    try:
+        _, cut = ask(lake, "SELECT 1")
+        offsets = cut.tables["market.trades"].offsets
+        further = PartitionOffsets({partition: until + 1 for partition, until in offsets.items()})
+        with pytest.raises(Unavailable, match="try again"):
+            rows_at(lake, TableCut(None, further))
+        foreign = PartitionOffsets({p._replace(cluster_id="elsewhere"): until for p, until in offsets.items()})
+        with pytest.raises(SnapshotExpired, match="elsewhere"):
+            rows_at(lake, TableCut(None, foreign))
+        gone = PartitionOffsets({p._replace(topic_id="gone-topic"): until for p, until in offsets.items()})
+        with pytest.raises(SnapshotExpired, match="gone"):
+            rows_at(lake, TableCut(None, gone))
+    finally:
+        lake.stop()

@@ -25,13 +25,16 @@ from common.errors import (
     CommitStateUnknown,
     InvalidStatement,
     K2Error,
+    SnapshotNotFound,
     TableNotFound,
     Unsupported,
 )
 from common.iceberg import open_catalog
 from common.settings import FlightSettings, LakeSettings
 from flight_server.storage import research_write
+from flight_server.storage.as_of import AsOf, AsOfCut, AsOfSnapshot, AsOfTime
 from flight_server.storage.database import Database
+from flight_server.storage.read_view import Cut
 from flight_server.storage.research import KEEP_DROPPED_S, ResearchTables, WriteMode, valid_name
 
 CREATE, APPEND, REPLACE, CREATE_APPEND = WriteMode
@@ -671,6 +674,28 @@ def test_truncate_keeps_the_columns(research: ResearchTables, engine: Any, forei
     assert rows_of(engine, research, "t", "id") == [(3,)]
     with pytest.raises(TableNotFound):
         research.truncate("absent")
+
+
+def test_an_older_state_can_be_read_by_id_and_by_time(research: ResearchTables, engine: Any, foreign: Catalog) -> None:
+    def count(as_of: AsOf) -> int:
+        return int(engine.execute(f"SELECT count(*) FROM ({research.select_at('T', as_of)})").fetchone()[0])
+
+    with pytest.raises(TableNotFound):
+        count(AsOfSnapshot(1))
+    put(research, "t", simple(1))
+    put(research, "t", simple(2, 3), APPEND)
+    put(research, "t", simple(4), REPLACE)
+    first, second, third = foreign.load_table("research.t").metadata.snapshot_log
+    assert [count(AsOfSnapshot(entry.snapshot_id)) for entry in (first, second, third)] == [1, 3, 1]
+    assert [count(AsOfTime(entry.timestamp_ms * 1_000)) for entry in (first, second, third)] == [1, 3, 1]
+    for unknown in (AsOfSnapshot(1), AsOfTime(0)):
+        with pytest.raises(SnapshotNotFound, match=r"research\.t had no such snapshot"):
+            count(unknown)
+    with pytest.raises(Unsupported, match="a cut is of the market"):
+        count(AsOfCut(Cut({})))
+    put(research, "t", pa.table({"other": [1]}), REPLACE)
+    with pytest.raises(Unsupported, match="other columns then"):
+        count(AsOfSnapshot(first.snapshot_id))
 
 
 def test_what_another_engine_writes_is_seen(research: ResearchTables, engine: Any, foreign: Catalog) -> None:
