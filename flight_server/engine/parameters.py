@@ -1,14 +1,17 @@
 """Bound parameters: rows of an Arrow batch as values that DuckDB takes in exactly that type.
 
 Integers keep their width and sign, decimals their precision and scale, instants their zone (they become UTC), 64-bit
-nanoseconds all of their digits. A null has no type: the engine gives it one from where it stands.
+nanoseconds all of their digits, and so does what lists, structs and maps hold. A null has no type: the engine gives it
+one from where it stands.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 
 import duckdb
+import numpy as np
 import pyarrow as pa
 import pyarrow.types as kinds
 
@@ -71,50 +74,77 @@ def _was(count: int) -> str:
 def _values(column: pa.Array, parameter: str) -> list[object]:
     if kinds.is_dictionary(column.type):
         column = column.dictionary_decode()
-    convert = _converter(column.type, parameter)
-    try:
-        return [None if not scalar.is_valid else convert(scalar) for scalar in column]
-    except (OverflowError, ValueError):
-        raise InvalidStatement(
-            f"a value of the parameter {parameter} is beyond the years 1 to 9999; bind it as text and cast it"
-        ) from None
-
-
-def _converter(data_type: pa.DataType, parameter: str) -> Callable[[pa.Scalar], object]:
-    if data_type in _INTEGERS:
-        return _typed(_INTEGERS[data_type])
-    if kinds.is_float32(data_type):
-        return _typed("FLOAT")
-    if kinds.is_decimal(data_type) and data_type.precision <= 38 and 0 <= data_type.scale <= data_type.precision:
-        sql_type = f"DECIMAL({data_type.precision},{data_type.scale})"
-        return lambda scalar: _value(f"{scalar.as_py():f}", sql_type)
-    if kinds.is_timestamp(data_type) and data_type.unit == "ns":
-        return _nanoseconds(data_type)
-    if (
-        kinds.is_null(data_type)
-        or kinds.is_boolean(data_type)
-        or kinds.is_floating(data_type)
-        or kinds.is_string(data_type)
-        or kinds.is_large_string(data_type)
-        or kinds.is_string_view(data_type)
-        or kinds.is_binary(data_type)
-        or kinds.is_large_binary(data_type)
-        or kinds.is_binary_view(data_type)
-        or kinds.is_fixed_size_binary(data_type)
-        or kinds.is_date(data_type)
-        or kinds.is_timestamp(data_type)
-        or (kinds.is_time(data_type) and data_type.unit != "ns")
-        or (kinds.is_duration(data_type) and data_type.unit != "ns")
-    ):
-        return _plain
-    if kinds.is_list(data_type) or kinds.is_large_list(data_type) or kinds.is_fixed_size_list(data_type):
-        item = _converter(data_type.value_type, parameter)
-        return lambda scalar: [None if not value.is_valid else item(value) for value in scalar.values]
-    raise Unsupported(f"the parameter {parameter} has the Arrow type {data_type}, which cannot be bound; cast it first")
+    if kinds.is_null(column.type):
+        return [None] * len(column)
+    sql_type, form = _form(column.type, parameter)
+    return [_value(form(scalar), sql_type) if scalar.is_valid else None for scalar in column]
 
 
 def _value(value: object, sql_type: str) -> object:
     return duckdb.Value(value, sql_type)  # type: ignore[arg-type]  # it takes the type's SQL name too
+
+
+#: What a valid Arrow value is handed to DuckDB as, to be made a value of an SQL type.
+_Form = Callable[[pa.Scalar], object]
+
+
+def _form(data_type: pa.DataType, parameter: str) -> tuple[str, _Form]:
+    """The SQL type of an Arrow type, and the form of its values. Raises Unsupported for a type that cannot be bound."""
+    if data_type in _INTEGERS:
+        return _INTEGERS[data_type], _plain
+    if kinds.is_floating(data_type):
+        return "DOUBLE" if kinds.is_float64(data_type) else "FLOAT", _number
+    if kinds.is_decimal(data_type) and data_type.precision <= 38 and 0 <= data_type.scale <= data_type.precision:
+        return f"DECIMAL({data_type.precision},{data_type.scale})", lambda scalar: f"{scalar.as_py():f}"
+    if kinds.is_boolean(data_type):
+        return "BOOLEAN", _plain
+    if kinds.is_string(data_type) or kinds.is_large_string(data_type) or kinds.is_string_view(data_type):
+        return "VARCHAR", _plain
+    if (
+        kinds.is_binary(data_type)
+        or kinds.is_large_binary(data_type)
+        or kinds.is_binary_view(data_type)
+        or kinds.is_fixed_size_binary(data_type)
+    ):
+        return "BLOB", _plain
+    if kinds.is_date(data_type):
+        return "DATE", _date
+    if kinds.is_timestamp(data_type):
+        return _timestamp(data_type)
+    if kinds.is_time(data_type):
+        # As text: Python's times end before 24:00:00, and with microseconds.
+        return "TIME_NS" if data_type.unit == "ns" else "TIME", lambda scalar: _clock(scalar.value, data_type.unit)
+    if kinds.is_duration(data_type):
+        return "INTERVAL", lambda scalar: _interval(0, 0, scalar.value * _NANOSECONDS[data_type.unit])
+    if data_type == pa.month_day_nano_interval():
+        return "INTERVAL", lambda scalar: _interval(*scalar.as_py())
+    return _nested(data_type, parameter)
+
+
+def _nested(data_type: pa.DataType, parameter: str) -> tuple[str, _Form]:
+    if kinds.is_map(data_type):
+        key_type, key = _form(data_type.key_type, parameter)
+        item_type, item = _form(data_type.item_type, parameter)
+
+        def entries(scalar: pa.Scalar) -> object:
+            pairs = list(scalar.values)
+            return {"key": [_inner(p["key"], key) for p in pairs], "value": [_inner(p["value"], item) for p in pairs]}
+
+        return f"MAP({key_type}, {item_type})", entries
+    if kinds.is_list(data_type) or kinds.is_large_list(data_type) or kinds.is_fixed_size_list(data_type):
+        value_type, value = _form(data_type.value_type, parameter)
+        length = str(data_type.list_size) if kinds.is_fixed_size_list(data_type) else ""
+        return f"{value_type}[{length}]", lambda scalar: [_inner(item, value) for item in scalar.values]
+    if kinds.is_struct(data_type) and data_type.num_fields:
+        fields = [(field.name, *_form(field.type, parameter)) for field in data_type]
+        if len({name.lower() for name, _, _ in fields}) == len(fields):
+            names = ", ".join(f"{_quoted(name)} {sql_type}" for name, sql_type, _ in fields)
+            return f"STRUCT({names})", lambda scalar: {name: _inner(scalar[name], form) for name, _, form in fields}
+    raise Unsupported(f"the parameter {parameter} has the Arrow type {data_type}, which cannot be bound; cast it first")
+
+
+def _inner(scalar: pa.Scalar, form: _Form) -> object:
+    return form(scalar) if scalar.is_valid else None
 
 
 def _plain(scalar: pa.Scalar) -> object:
@@ -122,24 +152,59 @@ def _plain(scalar: pa.Scalar) -> object:
     return value
 
 
-def _typed(sql_type: str) -> Callable[[pa.Scalar], object]:
-    return lambda scalar: _value(scalar.as_py(), sql_type)
+def _number(scalar: pa.Scalar) -> object:
+    """A float; NaN as text, since DuckDB's Python client takes the number for a null."""
+    value: float = scalar.as_py()
+    return "nan" if math.isnan(value) else value
 
 
-def _nanoseconds(data_type: pa.DataType) -> Callable[[pa.Scalar], object]:
+_NANOSECONDS = {"s": 1_000_000_000, "ms": 1_000_000, "us": 1_000, "ns": 1}
+#: What the engine itself writes for its infinite days and instants.
+_INFINITE_DAYS = {2**31 - 1: "infinity", -(2**31) + 1: "-infinity"}
+_INFINITE_MICROSECONDS = {2**63 - 1: "infinity", -(2**63) + 1: "-infinity"}
+
+
+def _date(scalar: pa.Scalar) -> object:
+    """As text: Python's dates end with the year 9999."""
+    if kinds.is_date32(scalar.type):
+        return _INFINITE_DAYS.get(scalar.value) or str(np.datetime64(scalar.value, "D"))
+    return str(np.datetime64(scalar.value, "ms").astype("datetime64[D]"))
+
+
+def _timestamp(data_type: pa.DataType) -> tuple[str, _Form]:
+    """Seconds, milliseconds and microseconds are one type: DuckDB's functions know that one best, and nothing is lost.
+
+    The engine's instants with a zone have microseconds: a finer one would be cut off, so it is refused.
+    """
+    unit = data_type.unit
     if data_type.tz is None:
-        text = pa.timestamp("ns")
-        return lambda scalar: _value(str(scalar.cast(text).cast(pa.string()).as_py()), "TIMESTAMP_NS")
-    # The engine's instants with a zone have microseconds: a finer one would be cut off, so it is refused.
-    micros = pa.timestamp("us", tz=data_type.tz)
+        infinite = _INFINITE_MICROSECONDS if unit == "us" else {}
+        sql_type = "TIMESTAMP_NS" if unit == "ns" else "TIMESTAMP"
+        return sql_type, lambda scalar: infinite.get(scalar.value) or str(np.datetime64(scalar.value, unit))
 
-    def convert(scalar: pa.Scalar) -> object:
-        try:
-            value: object = scalar.cast(micros).as_py()
-        except pa.ArrowInvalid:
+    def zoned(scalar: pa.Scalar) -> object:
+        count = scalar.value
+        if unit == "us" and count in _INFINITE_MICROSECONDS:
+            return _INFINITE_MICROSECONDS[count]
+        if unit == "ns" and count % 1_000:
             raise InvalidStatement(
                 "a bound timestamp with a time zone has nanoseconds; K2's instants have microseconds"
-            ) from None
-        return value
+            )
+        return f"{np.datetime64(count // 1_000, 'us') if unit == 'ns' else np.datetime64(count, unit)}+00"
 
-    return convert
+    return "TIMESTAMP WITH TIME ZONE", zoned
+
+
+def _clock(count: int, unit: str) -> str:
+    seconds, nanoseconds = divmod(count * _NANOSECONDS[unit], 1_000_000_000)
+    return f"{seconds // 3600:02d}:{seconds // 60 % 60:02d}:{seconds % 60:02d}.{nanoseconds:09d}"
+
+
+def _interval(months: int, days: int, nanoseconds: int) -> str:
+    if nanoseconds % 1_000:
+        raise InvalidStatement("a bound interval has nanoseconds; K2's intervals have microseconds")
+    return f"{months} months {days} days {nanoseconds // 1_000} microseconds"
+
+
+def _quoted(name: str) -> str:
+    return '"' + name.replace('"', '""') + '"'

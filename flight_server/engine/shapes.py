@@ -25,6 +25,11 @@ def sliced(batch: pa.RecordBatch, *, rows_max: int, bytes_max: int) -> Iterator[
         yield batch
 
 
+def empty_batch(schema: pa.Schema) -> pa.RecordBatch:
+    """No rows, of any schema; pyarrow's own ways make no empty unions."""
+    return pa.RecordBatch.from_arrays([pa.nulls(0, field.type) for field in schema], schema=schema)
+
+
 def without_dictionaries(schema: pa.Schema) -> pa.Schema:
     """The schema with each dictionary (the engine's ENUM) as the type of its values.
 

@@ -20,6 +20,7 @@ from pyarrow import flight
 
 from flight_server.engine.read_ahead import ReadAhead
 from flight_server.engine.running import RunningStatement
+from flight_server.engine.shapes import empty_batch
 from flight_server.service.status import on_the_wire
 
 
@@ -45,7 +46,7 @@ def _items(statement: RunningStatement, log: Any) -> Generator[Any, None, None]:
             yield batch if metadata is None else (batch, metadata)
             metadata = None
         if metadata is not None:
-            yield pa.RecordBatch.from_pylist([], schema=statement.schema), metadata
+            yield empty_batch(statement.schema), metadata
     except Exception as error:  # noqa: BLE001  (whatever it is, it must not leave with a traceback)
         raise on_the_wire(error, log) from None
     finally:
