@@ -10,6 +10,7 @@ import contextlib
 import hashlib
 import os
 import shutil
+import signal
 import subprocess
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -79,6 +80,9 @@ def start_jvm() -> None:
         jpype.startJVM(*_OPTIONS, classpath=[str(jar)])
     except (jpype.JVMNotFoundException, OSError) as error:
         raise MissingTool(f"no JVM can be started in this process: {error}") from None
+    # The JVM's own handler does not use the alternate stack, on which Go insists: ADBC's driver, in this same process,
+    # would abort it at the first connection that breaks. Python had the signal ignored.
+    signal.signal(signal.SIGPIPE, signal.SIG_IGN)
     logging = jpype.JPackage("java.util.logging")
     logging.Logger.getLogger("").setLevel(logging.Level.OFF)
 
