@@ -27,7 +27,7 @@ def hash_password(name: str, admin: bool) -> None:
     """Ask for a password, or read it from standard input, and print the user's lines with its hash."""
     _check(name)
     if sys.stdin.isatty():
-        password = click.prompt("Password", hide_input=True, confirmation_prompt=True)
+        password = click.prompt("Password", hide_input=True, confirmation_prompt=True, err=True)
     else:
         password = sys.stdin.readline().rstrip("\r\n")
     if not 0 < len(password) <= PASSWORD_CHARACTERS_MAX:

@@ -1,7 +1,7 @@
 """The gate: from the credentials of a call to a principal. Knows no gRPC: header, peer and certificate are texts.
 
 What was proved before is found by one hash. All else is proved here: passwords are checked one or two at a time, since
-each takes 32 MiB and a tenth of a second on purpose, and after failures not at all for a while.
+each takes 32 MiB and some tenths of a second on purpose, and after failures not at all for a while.
 """
 
 from __future__ import annotations

@@ -17,7 +17,7 @@ from typing import Self
 
 from common.errors import SettingsError
 
-#: About 0.15 s of one core, and 32 MiB while it runs: the gate bounds how many run at once.
+#: Some 0.3 s of one core, and 32 MiB while it runs: the gate bounds how many run at once.
 LOG_N, R, P = 15, 8, 3
 PASSWORD_CHARACTERS_MAX = 1024
 _FORM = re.compile(r"\$scrypt\$ln=(\d{1,2}),r=(\d{1,2}),p=(\d{1,2})\$([A-Za-z0-9+/]+)\$([A-Za-z0-9+/]+)")

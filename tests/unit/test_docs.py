@@ -7,11 +7,13 @@ import re
 from pathlib import Path
 from types import ModuleType
 
+import click
 import pytest
 
 import common.errors
 from common.errors import K2Error
 from common.settings import ALL_SETTINGS
+from k2.cli import cli
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
@@ -80,12 +82,21 @@ def test_every_setting_is_on_the_settings_page() -> None:
             assert f"| `{settings.model_config['env_prefix']}{name.upper()}` |" in page
 
 
+def _variables(option: click.Parameter) -> list[str]:
+    given = option.envvar
+    return [given] if isinstance(given, str) else list(given or ())
+
+
 def test_variables_that_the_documents_name_are_settings() -> None:
     known = {f"{s.model_config['env_prefix']}{name.upper()}" for s in ALL_SETTINGS for name in s.model_fields}
     of_the_tests = {"K2_REQUIRE_KAFKA"}
+    of_the_client = {name for option in cli.commands["query"].params for name in _variables(option)} | {
+        "K2_PASSWORD",
+        "K2_TOKEN",
+    }
     for page in PAGES:
         named = set(re.findall(r"\bK2_[A-Z][A-Z0-9_]+\b", page.read_text()))
-        assert named <= known | of_the_tests, page
+        assert named <= known | of_the_tests | of_the_client, page
 
 
 def test_the_architecture_names_every_error() -> None:

@@ -31,6 +31,7 @@ from common.settings import AccessSettings, FlightSettings
 from flight_server.access.credentials import api_key_digest, new_api_key
 from flight_server.access.gate import Gate
 from flight_server.access.passwords import PasswordHash
+from flight_server.access.remembered import Admission
 from flight_server.protocol import FlightSql_pb2 as sql
 from flight_server.protocol.commands import wrap
 from flight_server.service.service import FlightService
@@ -392,8 +393,20 @@ def test_tls(authority: Authority, folder: Path, tmp_path: Path) -> None:
             list(client.list_actions())
 
 
-def test_certificates_on_both_sides(authority: Authority, tmp_path: Path) -> None:
-    alice, nameless = authority.client("alice", also=["alice@example.com"]), authority.client("anonymous")
+def test_certificates_on_both_sides(authority: Authority, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[str | None] = []
+    admit = Gate.admit
+
+    def watched(gate: Gate, header: str | None, *, peer: str | None, certificate: str | None = None) -> Admission:
+        seen.append(certificate)
+        return admit(gate, header, peer=peer, certificate=certificate)
+
+    monkeypatch.setattr(Gate, "admit", watched)
+    alice, nameless = (
+        authority.client("alice", also=["alice@example.com", "al@example.com"]),
+        authority.client("anonymous"),
+    )
+    ops = authority.client("ops")
     eve = Authority(tmp_path, "another authority").client("eve")
 
     def options(pair: Any) -> dict[str, str]:
@@ -405,7 +418,11 @@ def test_certificates_on_both_sides(authority: Authority, tmp_path: Path) -> Non
 
     access = AccessSettings.load(file=access_file(tmp_path))
     with opened(access, tls_settings(authority, client_certificates=True)) as door:
-        assert door.one(**options(alice)) == 42
+        # Its first alternative name is the principal; without any, its common name.
+        for pair, name in ((alice, "alice@example.com"), (ops, "ops")):
+            seen.clear()
+            assert door.one(**options(pair)) == 42
+            assert set(seen) == {name}
         refused(lambda: door.one(**options(nameless)), "certificate holds no name")
         for outsider in (options(eve), {DatabaseOptions.TLS_ROOT_CERTS.value: authority.pem.decode()}):
             with pytest.raises(dbapi.Error) as caught:
