@@ -10,16 +10,18 @@ from __future__ import annotations
 import secrets
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import duckdb
 import pyarrow as pa
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from common.clock import Clock
-from common.errors import InvalidStatement, K2Error, SettingsError, StatementCancelled, Unavailable, Unsupported
+from common.errors import InvalidStatement, K2Error, SettingsError, StatementCancelled, Unavailable
 from common.settings import FlightSettings
+from flight_server.engine import activity
 from flight_server.engine.admission import Admission
 from flight_server.engine.cursors import CursorPool
 from flight_server.engine.dialect import Dialect, dialect_of
@@ -33,6 +35,7 @@ from flight_server.engine.scratch import SCRATCH_TABLE, SCRATCH_VIEW, scratch_ta
 from flight_server.engine.seam import Lake, TableInfo
 from flight_server.engine.session_options import CATALOG, MARKET, RESEARCH
 from flight_server.engine.sessions import Caller, Session, Sessions
+from flight_server.engine.sources import Source, Sources, relation_of
 from flight_server.engine.statements import Statement, StatementKind
 from flight_server.engine.watchdog import About, Watchdog
 
@@ -108,7 +111,9 @@ class Engine:
         self._watchdog = Watchdog(clock, also=self._expire_others)
         self._planner: Planner | None = None
         self._plans: OrderedDict[tuple[object, ...], pa.Schema] = OrderedDict()
-        self._parsed: OrderedDict[str, StatementInfo] = OrderedDict()
+        self._parsed: OrderedDict[str, Statement] = OrderedDict()
+        self._parameters: OrderedDict[str, pa.Schema] = OrderedDict()
+        self._sources = Sources(lake)
         self._plans_lock = threading.Lock()
         self._tables_version = -1
         self._dialect: Dialect | None = None
@@ -188,7 +193,7 @@ class Engine:
 
     def tables(self, caller: Caller | None = None) -> Sequence[TableInfo]:
         """The tables that the caller is to see: everybody's, and its session's own."""
-        everybody = self._lake.tables()
+        everybody = [*self._lake.tables(), *activity.listed()]
         session = self._session(caller, None)
         if session is None or session.home is None or not session.home.scratch:
             return everybody
@@ -196,19 +201,19 @@ class Engine:
 
     def schemas(self) -> set[tuple[str, str]]:
         """(catalog, schema) of every schema that is there for everybody, with or without tables."""
-        return {(CATALOG, MARKET), (CATALOG, RESEARCH)}
+        return {(CATALOG, MARKET), (CATALOG, RESEARCH), (CATALOG, activity.OPS)}
 
     def table_types(self) -> set[str]:
         """Every type that a table may have."""
-        return {table.kind for table in self._lake.tables()} | {SCRATCH_TABLE, SCRATCH_VIEW}
+        return {table.kind for table in self._lake.tables()} | {SCRATCH_TABLE, SCRATCH_VIEW, activity.KIND}
 
     def session_of(self, caller: Caller, transaction_id: bytes | None) -> Session | None:
         """The caller's session, or the one that the transaction is in. Raises InvalidStatement for an unknown id."""
         return self._session(caller, transaction_id)
 
     def check_as_of(self, as_of: str) -> None:
-        """Raises InvalidStatement or SnapshotNotFound unless tables can be read as of this."""
-        raise Unsupported("K2 does not offer k2.as_of yet")
+        """Raises InvalidStatement, SnapshotNotFound or Unavailable unless tables can be read as of this."""
+        self._sources.check(as_of)
 
     def transaction_now(self, transaction_id: bytes | None, caller: Caller) -> bytes | None:
         """The transaction that a statement prepared in `transaction_id` runs in: that one while it is open, later the
@@ -228,62 +233,64 @@ class Engine:
 
     def describe(self, sql: str, caller: Caller | None = None, transaction_id: bytes | None = None) -> StatementInfo:
         """What `sql` returns and takes; nothing is run. Raises StatementError or AccessError."""
-        planner = self._ready()
+        plan = self._plan(Request(sql, transaction_id=transaction_id), caller, unbound=True)
+        planned = plan.statement if plan.source is None else plan.source.planned
         with self._plans_lock:
-            info = self._parsed.get(sql)
-        statement = planner.parse(sql) if info is None else info.statement
-        if not statement.is_query:
-            return StatementInfo(statement, COUNT_SCHEMA, planner.parameter_schema(statement, {}))
-        session = self._session(caller, transaction_id)
-        unbound: Values = values_of(statement, (None,) * len(statement.parameters))
-        if self._needs_home(statement, session, transaction_id):
-            assert session is not None
-            schema = self._on_home(session, lambda cursor: planner.result_schema(statement, unbound, cursor))
-            return StatementInfo(statement, schema, planner.parameter_schema(statement))
-        if info is None:
-            info = StatementInfo(
-                statement, planner.result_schema(statement, unbound), planner.parameter_schema(statement)
-            )
+            parameters = self._parameters.get(planned.query)
+        if parameters is None:
+            types: dict[str, str] | None = None if plan.statement.is_query else {}
+            parameters = self._ready().parameter_schema(planned, types)
             with self._plans_lock:
-                self._parsed[sql] = info
-                if len(self._parsed) > _PLANS_MAX:
-                    self._parsed.popitem(last=False)
-        return info
+                _remember(self._parameters, planned.query, parameters)
+        return StatementInfo(plan.statement, plan.schema, parameters)
 
-    def result_schema(
-        self,
-        sql: str,
-        parameters: pa.RecordBatch | None,
-        caller: Caller | None = None,
-        transaction_id: bytes | None = None,
-    ) -> pa.Schema:
-        """The schema of the result under these parameters, whose types take part in it."""
-        info = self.describe(sql, caller, transaction_id)
-        rows = bound_rows(info.statement, parameters)
-        if not info.statement.parameters or not rows or not info.statement.is_query:
-            return info.result_schema
-        first = values_of(info.statement, rows[0])
-        session = self._session(caller, transaction_id)
-        if self._needs_home(info.statement, session, transaction_id):
-            assert session is not None
-            planner = self._ready()
-            return self._on_home(session, lambda cursor: planner.result_schema(info.statement, first, cursor))
-        # Types come from the first row: a null has none, so which values are null is part of the key.
-        assert parameters is not None
-        key = (sql, tuple(parameters.schema), tuple(value is None for value in rows[0]))
+    def statement(self, sql: str) -> Statement:
+        """The one statement in `sql`, not planned. Raises as statements.parse."""
         with self._plans_lock:
-            schema = self._plans.get(key)
-        if schema is None:
-            schema = self._ready().result_schema(info.statement, first)
+            statement = self._parsed.get(sql)
+        if statement is None:
+            statement = self._ready().parse(sql)
             with self._plans_lock:
-                self._plans[key] = schema
-                if len(self._plans) > _PLANS_MAX:
-                    self._plans.popitem(last=False)
-        return schema
+                _remember(self._parsed, sql, statement)
+        return statement
 
-    def check_parameters(self, sql: str, parameters: pa.RecordBatch, caller: Caller | None = None) -> None:
+    def result_schema(self, request: Request, caller: Caller | None = None) -> pa.Schema:
+        """The schema of the result under the request's parameters, whose types take part in it; nothing is run."""
+        return self._plan(request, caller).schema
+
+    def check_parameters(self, sql: str, parameters: pa.RecordBatch) -> None:
         """Raises InvalidStatement or Unsupported when these parameters cannot be bound to `sql`."""
-        rows_of(parameters, self.describe(sql, caller).statement.parameters)
+        rows_of(parameters, self.statement(sql).parameters)
+
+    def _plan(self, request: Request, caller: Caller | None, *, unbound: bool = False) -> _Plan:
+        """How the caller would run the request now. `unbound`: as it is without parameters."""
+        planner = self._ready()
+        statement = self.statement(request.sql)
+        session = self._session(caller, request.transaction_id)
+        if not statement.is_query:
+            return _Plan(statement, (), COUNT_SCHEMA, session)
+        parameters = request.parameters
+        rows = [(None,) * len(statement.parameters)] if unbound else bound_rows(statement, parameters)
+        values = values_of(statement, rows[0] if rows else (None,) * len(statement.parameters))
+        source = self._sources.source(statement, session, planner.parser)
+        planned = statement if source is None else source.planned
+        if self._needs_home(statement, session, request.transaction_id):
+            assert session is not None
+            there = statement if source is None else source.at_home
+            place = self.home_place(session, tables=self._ops(source, caller))
+            schema = self._on_home(place, lambda cursor: planner.result_schema(there, values, cursor))
+            return _Plan(statement, rows, schema, session, on_home=True, source=source)
+        # Types come from the first row: a null has none, so which values are null is part of the key.
+        types = None if unbound or parameters is None or not rows else tuple(parameters.schema)
+        nulls = None if types is None else tuple(value is None for value in rows[0])
+        key = (planned.text, types, nulls)
+        with self._plans_lock:
+            known = self._plans.get(key)
+        if known is None:
+            known = planner.result_schema(planned, values)
+            with self._plans_lock:
+                _remember(self._plans, key, known)
+        return _Plan(statement, rows, known, session, source=source)
 
     # -- running
 
@@ -292,25 +299,25 @@ class Engine:
 
         Raises our errors. A session's transaction fixes its cut once for all of its statements.
         """
-        schema = self.result_schema(request.sql, request.parameters, caller, request.transaction_id)
-        statement = self.describe(request.sql, caller, request.transaction_id).statement
+        plan = self._plan(request, caller)
+        statement = plan.statement
         statement_id = secrets.token_bytes(12)
-        ordered = statement.is_ordered
-        session = self._session(caller, request.transaction_id)
-        if self._needs_home(statement, session, request.transaction_id):
-            home = session.home if session is not None else None
-            cut = home.cut if home is not None and home.in_transaction else None
-            return Announced(statement_id, schema, cut, ordered)
+        if plan.on_home:
+            home = None if plan.session is None else plan.session.home
+            cut = home.cut if home is not None and home.in_transaction and plan.source is None else None
+            return Announced(statement_id, plan.schema, cut, statement.is_ordered)
         if not statement.reads_tables:
-            return Announced(statement_id, schema, None, ordered)
+            return Announced(statement_id, plan.schema, None, statement.is_ordered)
         self._lake.check_ready()
         place = PoolPlace(self._cursors, self._cut)
         try:
             place.pin()
         except duckdb.Error as error:
             raise translated(error) from None
-        self._pending.add(statement_id, place)
-        return Announced(statement_id, schema, place.cut, ordered)
+        if plan.source is not None:
+            place.cut = plan.source.cut
+        self._pending.add(statement_id, place, plan.source)
+        return Announced(statement_id, plan.schema, place.cut, statement.is_ordered)
 
     def execute(
         self,
@@ -321,25 +328,38 @@ class Engine:
     ) -> RunningStatement:
         """Run a query, once per row of its parameters, all at one cut; the results follow each other.
 
-        Returns when the first batch can be read; until then `is_abandoned` is asked whether anybody still waits. The
-        caller reads to the end or closes. Raises our errors.
+        It is the cut that was announced, from its pin, or when that is gone read again. Returns when the first batch
+        can be read; until then `is_abandoned` is asked whether anybody still waits. The caller reads to the end or
+        closes. Raises our errors.
         """
         if self._pending.is_cancelled(request.id):
             raise StatementCancelled("the statement was cancelled; send it again")
-        pinned = self._pending.take(request.id)
+        pinned, source = self._pending.take(request.id)
         try:
-            schema = self.result_schema(request.sql, request.parameters, caller, request.transaction_id)
-            statement = self.describe(request.sql, caller, request.transaction_id).statement
-            if not statement.is_query:
+            plan = self._plan(request, caller)
+            if not plan.statement.is_query:
                 raise InvalidStatement("the statement changes something; it cannot be run by its ticket again")
-            runs = [values_of(statement, row) for row in bound_rows(statement, request.parameters)]
-            place = pinned or self._place(statement, caller, request)
+            if pinned is None:
+                source = plan.source
+                if request.cut is not None and not plan.on_home:
+                    source = self._sources.again(plan.statement, request.cut, plan.session, self._ready().parser)
+            place = pinned or self._place(plan, source, caller)
+            if pinned is not None and source is not None:
+                pinned.tables = self._ops(source, caller)
         except BaseException:
             if pinned is not None:
                 pinned.unpin()
             raise
         return self.run(
-            statement, runs, schema, place, caller, statement_id=request.id, is_abandoned=is_abandoned, pinned=pinned
+            plan.statement,
+            [values_of(plan.statement, row) for row in plan.rows],
+            plan.schema,
+            place,
+            caller,
+            statement_id=request.id,
+            is_abandoned=is_abandoned,
+            pinned=pinned,
+            source=source,
         )
 
     def run(
@@ -353,7 +373,7 @@ class Engine:
         statement_id: bytes = b"",
         is_abandoned: Callable[[], bool] | None = None,
         pinned: PoolPlace | None = None,
-        text: str | None = None,
+        source: Source | None = None,
     ) -> RunningStatement:
         """Start a statement in its place, admitted and watched. Raises our errors; then nothing is held."""
         kind = statement.kind.value
@@ -377,7 +397,8 @@ class Engine:
             self._bytes.inc(bytes_given)
 
         running = RunningStatement(
-            text=statement.text if text is None else text,
+            text=statement.text,
+            text_on=None if source is None else lambda cursor: source.text(statement, self._lake, cursor),
             runs=runs,
             schema=schema,
             place=place,
@@ -425,7 +446,7 @@ class Engine:
         *,
         commits: bool = False,
         defines: bool = False,
-        rows: tuple[str, pa.RecordBatchReader] | None = None,
+        tables: Mapping[str, pa.Table | pa.RecordBatchReader] | None = None,
     ) -> HomePlace:
         """A place on the session's own connection, which is in the session's transaction while one is open.
 
@@ -433,7 +454,7 @@ class Engine:
         """
         opens = session.transaction is not None
         home = self.sessions.home_of(session)
-        return HomePlace(home, self._cut, opens=opens, commits=commits, defines=defines, rows=rows)
+        return HomePlace(home, self._cut, opens=opens, commits=commits, defines=defines, tables=tables)
 
     def is_ready(self) -> None:
         """Raises Unavailable or TailGap when the tables cannot be answered exactly now."""
@@ -444,14 +465,27 @@ class Engine:
         """The planner as the tables are now. Raises Unavailable when the server does not serve."""
         return self._ready()
 
-    def _place(self, statement: Statement, caller: Caller | None, request: Request) -> Place:
-        session = self._session(caller, request.transaction_id)
-        if statement.reads_tables:
+    def _place(self, plan: _Plan, source: Source | None, caller: Caller | None) -> Place:
+        if plan.statement.reads_tables:
             self._lake.check_ready()
-        if self._needs_home(statement, session, request.transaction_id):
-            assert session is not None
-            return self.home_place(session)
-        return PoolPlace(self._cursors, self._cut if statement.reads_tables else None)
+        tables = self._ops(source, caller)
+        if plan.on_home:
+            assert plan.session is not None
+            return self.home_place(plan.session, tables=tables)
+        place = PoolPlace(self._cursors, self._cut if plan.statement.reads_tables else None)
+        place.tables = tables
+        return place
+
+    def _ops(self, source: Source | None, caller: Caller | None) -> dict[str, pa.Table]:
+        """The tables of `ops` that a query reads, as the caller is to see them now."""
+        if source is None or caller is None or not source.ops:
+            return {}
+        running = [about for _, about in self._watchdog.running()]
+        sessions, now_us, now_s = self.sessions.all(), self._clock.now_us(), self._clock.monotonic_s()
+        return {
+            relation_of(table): activity.rows_of(table, caller, sessions, running, now_us, now_s)
+            for table in source.ops
+        }
 
     def _session(self, caller: Caller | None, transaction_id: bytes | None) -> Session | None:
         if caller is None or not len(self.sessions):
@@ -480,9 +514,8 @@ class Engine:
             return False
         return not statement.words.isdisjoint(home.scratch) or not statement.words.isdisjoint(_SHOWING)
 
-    def _on_home(self, session: Session, use: Callable[[duckdb.DuckDBPyConnection], pa.Schema]) -> pa.Schema:
+    def _on_home(self, place: HomePlace, use: Callable[[duckdb.DuckDBPyConnection], pa.Schema]) -> pa.Schema:
         self._lake.check_ready()
-        place = self.home_place(session)
         try:
             cursor = place.enter(_Brief(), lambda: False)
             try:
@@ -512,7 +545,11 @@ class Engine:
         with self._cursors.lent() as cursor:
             try:
                 _check_sealed(cursor)
-                planner = Planner(cursor, [(table.catalog, table.schema, table.name) for table in self._lake.tables()])
+                planner = Planner(
+                    cursor,
+                    [(table.catalog, table.schema, table.name) for table in self._lake.tables()],
+                    {(CATALOG, activity.OPS, name): columns for name, columns in activity.TABLES.items()},
+                )
                 self._dialect = self._dialect or dialect_of(cursor)
             except duckdb.Error as error:
                 raise translated(error) from None
@@ -524,6 +561,7 @@ class Engine:
         with self._plans_lock:
             self._plans.clear()
             self._parsed.clear()
+            self._parameters.clear()
 
     def _ready(self) -> Planner:
         if self._refusal is not None:
@@ -534,11 +572,29 @@ class Engine:
         return self._planner
 
 
+@dataclass(frozen=True)
+class _Plan:
+    """How a caller would run a statement now."""
+
+    statement: Statement
+    rows: Sequence[Row]
+    schema: pa.Schema
+    session: Session | None
+    on_home: bool = False
+    source: Source | None = None
+
+
 class _Brief:
     """Who holds a connection for a moment only."""
 
     def gather(self, bytes_max: int, timeout_s: float) -> bool | None:
         return None
+
+
+def _remember(known: OrderedDict[Any, Any], key: object, value: object) -> None:
+    known[key] = value
+    if len(known) > _PLANS_MAX:
+        known.popitem(last=False)
 
 
 def bound_rows(statement: Statement, parameters: pa.RecordBatch | None) -> list[Row]:

@@ -11,6 +11,7 @@ from collections import OrderedDict
 
 from common.clock import Clock
 from flight_server.engine.places import PoolPlace
+from flight_server.engine.sources import Source
 
 #: Ids of cancelled statements that are remembered, so that their tickets are refused.
 _CANCELLED_MAX = 4_096
@@ -24,34 +25,34 @@ class Pending:
         self._count_max = count_max
         self._pin_s_max = pin_s_max
         self._lock = threading.Lock()
-        self._held: OrderedDict[bytes, tuple[PoolPlace, float]] = OrderedDict()
+        self._held: OrderedDict[bytes, tuple[PoolPlace, Source | None, float]] = OrderedDict()
         self._cancelled: OrderedDict[bytes, None] = OrderedDict()
 
     def __len__(self) -> int:
         return len(self._held)
 
-    def add(self, statement_id: bytes, place: PoolPlace) -> None:
-        """Hold a place that is pinned."""
+    def add(self, statement_id: bytes, place: PoolPlace, source: Source | None) -> None:
+        """Hold a place that is pinned, and what is to be read there."""
         gone = None
         with self._lock:
-            self._held[statement_id] = (place, self._clock.monotonic_s() + self._pin_s_max)
+            self._held[statement_id] = (place, source, self._clock.monotonic_s() + self._pin_s_max)
             if len(self._held) > self._count_max:
-                _, (gone, _) = self._held.popitem(last=False)
+                _, (gone, *_) = self._held.popitem(last=False)
         if gone is not None:
             gone.unpin()
 
-    def take(self, statement_id: bytes) -> PoolPlace | None:
-        """The place, once; the caller enters or unpins it."""
+    def take(self, statement_id: bytes) -> tuple[PoolPlace | None, Source | None]:
+        """The place and its source, once; the caller enters or unpins it."""
         with self._lock:
             held = self._held.pop(statement_id, None)
-        return None if held is None else held[0]
+        return (None, None) if held is None else held[:2]
 
     def renew(self, statement_id: bytes) -> None:
         """Hold it for as long again from now on."""
         with self._lock:
             held = self._held.pop(statement_id, None)
             if held is not None:
-                self._held[statement_id] = (held[0], self._clock.monotonic_s() + self._pin_s_max)
+                self._held[statement_id] = (*held[:2], self._clock.monotonic_s() + self._pin_s_max)
 
     def cancel(self, statement_id: bytes) -> bool:
         """Let go of the place and refuse the id from now on; False when it was not held."""
@@ -59,7 +60,7 @@ class Pending:
             self._cancelled[statement_id] = None
             if len(self._cancelled) > _CANCELLED_MAX:
                 self._cancelled.popitem(last=False)
-        place = self.take(statement_id)
+        place, _ = self.take(statement_id)
         if place is None:
             return False
         place.unpin()
@@ -73,7 +74,7 @@ class Pending:
         now_s = self._clock.monotonic_s()
         late = []
         with self._lock:
-            for statement_id, (place, until_s) in list(self._held.items()):
+            for statement_id, (place, _, until_s) in list(self._held.items()):
                 if until_s <= now_s:
                     del self._held[statement_id]
                     late.append(place)
@@ -84,5 +85,5 @@ class Pending:
         """Let go of everything."""
         with self._lock:
             held, self._held = self._held, OrderedDict()
-        for place, _ in held.values():
+        for place, *_ in held.values():
             place.unpin()

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Protocol
 
 import duckdb
@@ -59,6 +59,8 @@ class PoolPlace:
 
     def __init__(self, cursors: CursorPool, cut_of: CutOf | None) -> None:
         """Without `cut_of` the statement reads no tables and needs no transaction."""
+        #: What is there under these names while the statement runs.
+        self.tables: Mapping[str, pa.Table] = {}
         self.cut: str | None = None
         self._cursors = cursors
         self._cut_of = cut_of
@@ -87,10 +89,13 @@ class PoolPlace:
             self.pin()
         cursor, self._pinned = self._pinned, None
         assert cursor is not None
+        for name, table in self.tables.items():
+            cursor.register(name, table)
         return cursor
 
     def leave(self, cursor: duckdb.DuckDBPyConnection, *, ok: bool) -> None:
         """Keep only cursors that nothing has happened to."""
+        ok = ok and not self.tables
         try:
             if ok and self._cut_of is not None:
                 cursor.execute("ROLLBACK")
@@ -219,11 +224,11 @@ class HomePlace:
         opens: bool,
         commits: bool = False,
         defines: bool = False,
-        rows: tuple[str, pa.RecordBatchReader] | None = None,
+        tables: Mapping[str, pa.Table | pa.RecordBatchReader] | None = None,
     ) -> None:
-        """`defines`: the statement may make or drop scratch. `rows` are there under a name while it runs."""
+        """`defines`: the statement may make or drop scratch. `tables` are there under their names while it runs."""
         self.cut: str | None = None
-        self._rows = rows
+        self._tables = tables or {}
         self._home = home
         self._cut_of = cut_of
         self._opens = opens
@@ -238,8 +243,8 @@ class HomePlace:
                 self._own = not self._opens
                 self._home.begin(self._cut_of)
             self.cut = self._home.cut
-            if self._rows is not None:
-                cursor.register(*self._rows)
+            for name, table in self._tables.items():
+                cursor.register(name, table)
         except BaseException:
             self._home.give_back()
             raise
@@ -247,8 +252,8 @@ class HomePlace:
 
     def leave(self, cursor: duckdb.DuckDBPyConnection, *, ok: bool) -> None:
         try:
-            if self._rows is not None:
-                cursor.unregister(self._rows[0])
+            for name in self._tables:
+                cursor.unregister(name)
             if self._own:
                 self._home.end(commit=ok and self._commits, learn=self._defines)
             elif self._defines and ok:

@@ -14,6 +14,7 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Iterator, Mapping, Sequence, Set
+from contextlib import contextmanager
 from typing import Any
 
 import duckdb
@@ -38,8 +39,14 @@ _MEMORY_LIMIT = "256MB"
 class Planner:
     """Binds statements against the shape of the lake. Thread-safe."""
 
-    def __init__(self, lake_cursor: duckdb.DuckDBPyConnection, tables: Sequence[tuple[str, str, str]]) -> None:
-        """`tables` are (catalog, schema, name); their columns are read off `lake_cursor`, once."""
+    def __init__(
+        self,
+        lake_cursor: duckdb.DuckDBPyConnection,
+        tables: Sequence[tuple[str, str, str]],
+        made: Mapping[tuple[str, str, str], pa.Schema] | None = None,
+    ) -> None:
+        """`tables` are (catalog, schema, name); their columns are read off `lake_cursor`, once. `made` are tables that
+        the engine makes itself when they are asked for, with their columns."""
         self.table_functions: Set[str] = _table_functions(lake_cursor)
         self._root = duckdb.connect(":memory:", config={"threads": 1, "memory_limit": _MEMORY_LIMIT})
         self._root.execute("SET GLOBAL TimeZone = 'UTC'")
@@ -53,6 +60,12 @@ class Planner:
             columns = ", ".join(f"{_quoted(name)} {sql_type}" for name, sql_type, *_ in described)
             self._root.execute(f"CREATE SCHEMA IF NOT EXISTS {_quoted(table[0])}.{_quoted(table[1])}")
             self._root.execute(f"CREATE TABLE {relation} ({columns})")
+        for table, columns in (made or {}).items():
+            relation = ".".join(_quoted(part) for part in table)
+            self._root.execute(f"CREATE SCHEMA IF NOT EXISTS {_quoted(table[0])}.{_quoted(table[1])}")
+            self._root.register("k2_shape", columns.empty_table())
+            self._root.execute(f"CREATE TABLE {relation} AS FROM k2_shape")
+            self._root.unregister("k2_shape")
         self._root.execute("SET enable_external_access = false")
         self._root.execute("SET lock_configuration = true")
         self._cursors = CursorPool(self._cursor, idle_max=4)
@@ -62,6 +75,12 @@ class Planner:
     def close(self) -> None:
         self._cursors.close()
         self._root.close()
+
+    @contextmanager
+    def parser(self) -> Iterator[duckdb.DuckDBPyConnection]:
+        """A cursor that has no data and no files, to parse and to compute constants on."""
+        with self._cursors.lent() as cursor:
+            yield cursor
 
     def parse(self, sql: str) -> Statement:
         """The one statement in `sql`. Raises as statements.parse."""

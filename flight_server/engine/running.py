@@ -38,15 +38,18 @@ class RunningStatement:
         runs: Sequence[Values],
         schema: pa.Schema | None,
         place: Place,
+        text_on: Callable[[duckdb.DuckDBPyConnection], str] | None = None,
         rows_max: int,
         bytes_max: int,
         on_end: OnEnd,
         result_bytes_max: int | None = None,
     ) -> None:
         """`runs` are the parameter sets, one execution each, all at the same cut; `schema` is what was promised, None
-        when nothing was and the result is taken as it comes."""
+        when nothing was and the result is taken as it comes. `text_on` gives the text to be run in place of `text` once
+        the cut is fixed, which may take part in it."""
         self._schema = schema
         self._text = text
+        self._text_on = text_on
         self._runs = runs
         self._place = place
         self._rows_max = rows_max
@@ -100,6 +103,8 @@ class RunningStatement:
             if ended:  # cancelled before it had begun: nobody else gives the place back
                 self._place.leave(cursor, ok=True)
             self._check()
+            if self._text_on is not None:
+                self._text = self._text_on(cursor)
             readers = self._execute(cursor)
             first = next(readers, None)
             self._batches = self._cut_to_size(first, readers)

@@ -7,6 +7,8 @@ from typing import Any, Protocol
 
 import pyarrow as pa
 
+from flight_server.storage.as_of import AsOf
+from flight_server.storage.read_view import TableCut
 from flight_server.storage.research import ResearchTables
 
 
@@ -42,6 +44,14 @@ class Lake(Protocol):
 
     def tables(self) -> Sequence[TableInfo]:
         """The tables that clients are to see."""
+        ...
+
+    def table_cut(self, table: str, as_of: AsOf) -> TableCut:
+        """The positions that `as_of` means for a table, by its full name. May ask the catalog. Raises our errors."""
+        ...
+
+    def select_at(self, cursor: Any, table: str, wanted: TableCut) -> str:
+        """The SELECT that gives the table's rows at a cut in the cursor's open transaction. Raises our errors."""
         ...
 
     @property

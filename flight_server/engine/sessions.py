@@ -6,6 +6,7 @@ evicted when it was idle for too long. There is a bound on their number. Nothing
 
 from __future__ import annotations
 
+import hashlib
 import secrets
 import threading
 from collections.abc import Callable
@@ -66,6 +67,11 @@ class Session:
     home: Home | None = None
     transaction: Transaction | None = None
     lock: threading.RLock = field(default_factory=threading.RLock)
+
+    @property
+    def public_id(self) -> str:
+        """What may be shown of the id, which is the client's cookie."""
+        return hashlib.blake2b(self.id.encode(), digest_size=8, person=b"k2 session").hexdigest()
 
     @property
     def is_plain(self) -> bool:
@@ -214,8 +220,8 @@ class Sessions:
             home.close()
 
     def named(self, session_id: str, caller: Caller) -> Session:
-        """The session to be ended by its id. Raises InvalidStatement or PermissionDenied."""
-        session = self._sessions.get(session_id)
+        """The session to be ended by its public id. Raises InvalidStatement or PermissionDenied."""
+        session = next((session for session in self.all() if session.public_id == session_id), None)
         if session is None:
             raise InvalidStatement(f"there is no session {session_id[:64]!r}; ops.sessions lists those there are")
         if not caller.is_admin and session.principal != caller.principal:

@@ -87,7 +87,7 @@ class Writing:
 
     def run(self, request: Request, caller: Caller, is_abandoned: Callable[[], bool] | None = None) -> int:
         """Run a statement that is no query, once per row of its parameters; the number of rows that it changed."""
-        statement = self._engine.describe(request.sql, caller, request.transaction_id).statement
+        statement = self._engine.statement(request.sql)
         detail = statement.detail
         if isinstance(detail, Change):
             return self._change(statement, detail, request, caller, is_abandoned)
@@ -105,7 +105,7 @@ class Writing:
 
     def parameter_schema(self, sql: str, caller: Caller, transaction_id: bytes | None) -> pa.Schema:
         """The parameters of a change, typed by the columns that they meet, as far as that can be told."""
-        statement = self._engine.describe(sql, caller, transaction_id).statement
+        statement = self._engine.statement(sql)
         if not statement.parameters or not isinstance(statement.detail, Change):
             return pa.schema([])
         columns = self._columns(statement.detail, caller, transaction_id)
@@ -357,7 +357,7 @@ class Writing:
             text = f"INSERT INTO temp.main.{name} BY NAME SELECT * FROM {_INGEST}"
         else:
             text = f"CREATE OR REPLACE TEMP TABLE {name} AS SELECT * FROM {_INGEST}"
-        place = self._engine.home_place(session, commits=True, defines=True, rows=(_INGEST, _aligned(rows)))
+        place = self._engine.home_place(session, commits=True, defines=True, tables={_INGEST: _aligned(rows)})
         statement = Statement(text, text, StatementKind.CHANGE, (), True)
         changed = 0
         for batch in self._engine.run(statement, [()], None, place, caller, is_abandoned=is_abandoned):

@@ -109,9 +109,8 @@ class Statements:
 
     def announce(self, request: Request, call: Call) -> Answer:
         caller = call.caller
-        info = self.engine.describe(request.sql, caller, request.transaction_id)
         expires_us = self.expiry_us()
-        if not info.statement.is_query:
+        if not self.engine.statement(request.sql).is_query:
             count = self.writing.run(request, caller, call.is_gone)
             result = pa.RecordBatch.from_pydict({"Count": [count]}, schema=COUNT_SCHEMA)
             handle = StatementHandle(
@@ -144,7 +143,8 @@ class StatementHandler:
         self._statements = statements
 
     def schema(self, command: sql.CommandStatementQuery, call: Call) -> pa.Schema:
-        return self._statements.engine.result_schema(command.query, None, call.caller, transaction_of(command))
+        request = Request(command.query, transaction_id=transaction_of(command))
+        return self._statements.engine.result_schema(request, call.caller)
 
     def announce(self, command: sql.CommandStatementQuery, call: Call) -> Answer:
         return self._statements.announce(Request(command.query, transaction_id=transaction_of(command)), call)
@@ -193,10 +193,7 @@ class PreparedHandler:
         return Request(statement.query, statement.parameters, transaction_id=transaction_id)
 
     def schema(self, command: sql.CommandPreparedStatementQuery, call: Call) -> pa.Schema:
-        request = self._request(command, call)
-        return self._statements.engine.result_schema(
-            request.sql, request.parameters, call.caller, request.transaction_id
-        )
+        return self._statements.engine.result_schema(self._request(command, call), call.caller)
 
     def announce(self, command: sql.CommandPreparedStatementQuery, call: Call) -> Answer:
         return self._statements.announce(self._request(command, call), call)

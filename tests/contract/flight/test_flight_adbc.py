@@ -94,7 +94,8 @@ def test_objects_at_every_depth(connection: dbapi.Connection, depth: Any) -> Non
     assert catalog["catalog_name"] == "k2"
     if depth == "catalogs":
         return
-    schema, research = catalog["catalog_db_schemas"]
+    schema, ops, research = catalog["catalog_db_schemas"]
+    assert ops["db_schema_name"] == "ops"
     assert schema["db_schema_name"] == "market" and research["db_schema_name"] == "research"
     if depth == "db_schemas":
         return
@@ -137,7 +138,7 @@ def test_a_tables_schema_and_the_table_types(connection: dbapi.Connection) -> No
         (field.name, field.nullable) for field in table_schema("trade")
     ]
     assert schema.types == table_schema("trade").types
-    assert connection.adbc_get_table_types() == ["LOCAL TEMPORARY", "TABLE", "VIEW"]
+    assert connection.adbc_get_table_types() == ["LOCAL TEMPORARY", "SYSTEM TABLE", "TABLE", "VIEW"]
 
 
 ERRORS = [

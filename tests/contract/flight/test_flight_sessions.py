@@ -11,6 +11,7 @@ import adbc_driver_flightsql.dbapi as dbapi
 import pyarrow as pa
 import pytest
 from conftest import ROWS, Served
+from google.protobuf.any_pb2 import Any as AnyMessage
 from pyarrow import flight
 
 from flight_server.protocol import Flight_pb2 as messages
@@ -92,8 +93,6 @@ class _Keep(flight.ClientMiddleware):  # type: ignore[misc]
 
 
 def unpacked(body: bytes, kind: Any) -> Any:
-    from google.protobuf.any_pb2 import Any as AnyMessage
-
     answer = kind()
     assert AnyMessage.FromString(body).Unpack(answer)
     return answer
@@ -417,3 +416,50 @@ def cancel(client: Client, action: str, info: flight.FlightInfo) -> int:
     request = messages.CancelFlightInfoRequest(info=messages.FlightInfo.FromString(info.serialize()))
     (answer,) = client.act(action, request.SerializeToString())
     return int(messages.CancelFlightInfoResult.FromString(answer).status)
+
+
+# -- administration
+
+
+def test_sessions_and_statements_are_tables(served: Served, one: Client, two: Client) -> None:
+    one.rows("create table mine as select 1 as a")
+    one.set(timezone="Asia/Tokyo")
+    (mine,) = [row for row in two.rows("from ops.sessions") if row["scratch"] == ["mine"]]
+    assert (mine["principal"], mine["timezone"], mine["in_transaction"]) == ("anonymous", "Asia/Tokyo", False)
+    cookies = {client._jar.cookies["k2_session"] for client in (one, two) if client._jar}
+    assert mine["session_id"] not in cookies and not any(cookie in str(mine) for cookie in cookies)
+    info = one.info("select s.text, s.kind from ops.statements s join ops.sessions using (session_id)")
+    assert info.schema.names == ["text", "kind"]
+    assert one.rows("select count(*) as n from ops.statements") == [{"n": 0}]
+
+
+def test_a_running_statement_is_listed_and_killed(served: Served, one: Client, two: Client) -> None:
+    info = long_info(one)
+    told: list[BaseException] = []
+
+    def read() -> None:
+        try:
+            one.flight.do_get(info.endpoints[0].ticket).read_all()
+        except (pa.ArrowException, KeyboardInterrupt) as error:
+            told.append(error)
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    found: list[dict[str, Any]] = []
+    while not found:
+        found = two.rows("select * from ops.statements where text like '%range(10000000)%'")
+    two.rows(f"kill statement '{found[0]['statement_id']}'")
+    reader.join()
+    assert len(told) == 1 and "was ended by anonymous" in str(told[0])
+    with pytest.raises(pa.ArrowInvalid, match=r"ops\.statements lists"):
+        two.rows(f"kill statement '{found[0]['statement_id']}'")
+
+
+def test_a_session_is_killed_with_all_it_has(one: Client, two: Client) -> None:
+    one.rows("create table mine as select 1 as a")
+    (mine,) = [row for row in two.rows("from ops.sessions") if row["scratch"] == ["mine"]]
+    two.rows(f"kill session '{mine['session_id']}'")
+    with pytest.raises(pa.ArrowKeyError):
+        one.rows("from mine")
+    with pytest.raises(pa.ArrowInvalid, match=r"ops\.sessions lists"):
+        two.rows(f"kill session '{mine['session_id']}'")

@@ -85,4 +85,5 @@ def ids(database: Database, relation: Any) -> list[int]:
 
 
 def rows(database: Database, relation: Any) -> list[Any]:
-    return list(database.cursor().execute(f"SELECT * FROM {relation} ORDER BY trade_id").fetchall())
+    table: pa.Table = database.cursor().execute(f"SELECT * FROM {relation} ORDER BY trade_id").to_arrow_table()
+    return list(table.to_pylist())

@@ -1,0 +1,172 @@
+"""What a query reads when it is not simply its tables as they are now: tables as of an earlier instant, and `ops`.
+
+Guarantee: one query reads every table at the one instant that was resolved for it, and that instant is in its cut; what
+is computed to resolve it (`now()` in an AT clause) is computed once, when the query is announced.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
+
+import duckdb
+
+from common.errors import InvalidStatement
+from flight_server.engine.activity import OPS, TABLES
+from flight_server.engine.rewrite import TableRef, Tree, as_of_text, rewritten, tables_of, tree_of
+from flight_server.engine.seam import Lake
+from flight_server.engine.session_options import CATALOG, MARKET
+from flight_server.engine.sessions import Session
+from flight_server.engine.statements import Statement, StatementKind
+from flight_server.storage.as_of import parse_as_of
+from flight_server.storage.read_view import Cut, TableCut
+
+_TREES_MAX = 256
+
+#: Lends a cursor that has no data.
+Parser = Callable[[], AbstractContextManager[duckdb.DuckDBPyConnection]]
+
+
+@dataclass(frozen=True)
+class Source:
+    """How one query reads its tables.
+
+    `planned` is the statement as the twin can plan it, without its AT clauses; `at_home` as a session's own connection
+    can, where the tables of `ops` have the names that they have while they are read. `cuts` has what was resolved for
+    each table that is read as of an instant, `ops` the tables of the server's own.
+    """
+
+    tree: Tree
+    schema: str
+    planned: Statement
+    at_home: Statement
+    cuts: Mapping[TableRef, tuple[str, TableCut]]
+    ops: frozenset[str]
+
+    @property
+    def cut(self) -> str | None:
+        """The text of the cut that is read; None when all that is read is as it is now, or tables at several cuts."""
+        tables: dict[str, TableCut] = {}
+        for table, cut in self.cuts.values():
+            if tables.setdefault(table, cut) != cut:
+                return None
+        return Cut(tables).to_text() if tables else None
+
+    def text(self, statement: Statement, lake: Lake, cursor: duckdb.DuckDBPyConnection) -> str:
+        """The text to be run in the cursor's open transaction. Raises Unavailable or SnapshotExpired."""
+
+        def instead(ref: TableRef) -> str | None:
+            found = self.cuts.get(ref)
+            if found is not None:
+                return lake.select_at(cursor, *found)
+            return f"FROM {relation_of(ref.name)}" if _is_ops(ref) else None
+
+        query = rewritten(self.tree, instead, schema=self.schema)
+        return statement.text.replace(statement.query, query, 1)
+
+
+def relation_of(table: str) -> str:
+    """The name under which a table of `ops` is there while it is read."""
+    return f"k2_ops_{table.lower()}"
+
+
+class Sources:
+    """Finds the source of each query that has one of its own. Thread-safe."""
+
+    def __init__(self, lake: Lake) -> None:
+        self._lake = lake
+        self._lock = threading.Lock()
+        self._trees: OrderedDict[str, Tree | InvalidStatement] = OrderedDict()
+
+    def again(self, statement: Statement, cut: str, session: Session | None, parser: Parser) -> Source | None:
+        """The source that reads the query's tables at a cut that was announced, whatever its AT clauses said."""
+        schema = session.options.schema if session is not None else MARKET
+        return self._resolved(statement, schema, cut, parser, only=True)
+
+    def source(self, statement: Statement, session: Session | None, parser: Parser) -> Source | None:
+        """None for a query that reads tables as they are now, which is nearly all.
+
+        Blocks on the catalog when a snapshot or a time is to be resolved. Raises InvalidStatement, SnapshotNotFound,
+        Unavailable.
+        """
+        as_of = session.options.as_of if session is not None else ""
+        if not statement.reads_tables or not (as_of or "at" in statement.words or OPS in statement.words):
+            return None
+        schema = session.options.schema if session is not None else MARKET
+        return self._resolved(statement, schema, as_of, parser)
+
+    def _resolved(
+        self, statement: Statement, schema: str, as_of: str, parser: Parser, *, only: bool = False
+    ) -> Source | None:
+        tree = self._tree(statement.query, parser)
+        if isinstance(tree, InvalidStatement):
+            if as_of:
+                raise tree
+            return None
+        cuts: dict[TableRef, tuple[str, TableCut]] = {}
+        ops = set()
+        for ref in tables_of(tree):
+            if _is_ops(ref):
+                ops.add(ref.name.lower())
+                continue
+            wanted = as_of
+            if ref.at is not None and not only:
+                with parser() as cursor:
+                    wanted = as_of_text(ref.at, cursor)
+            if wanted and (ref.at is not None or self._is_market(ref, schema)):
+                table = f"{ref.schema or schema}.{ref.name}".lower()
+                cuts[ref] = (table, self._lake.table_cut(table, parse_as_of(wanted)))
+        if not cuts and not ops:
+            return None
+        if statement.kind is not StatementKind.QUERY and not statement.text.count(statement.query):
+            raise InvalidStatement(
+                "EXPLAIN of a table as of an earlier instant is to be written plainly: EXPLAIN SELECT"
+            )
+
+        def without_at(ref: TableRef) -> str | None:
+            return f"FROM {_written(ref)}" if ref.at is not None else None
+
+        def with_names(ref: TableRef) -> str | None:
+            return f"FROM {relation_of(ref.name)}" if _is_ops(ref) else without_at(ref)
+
+        planned, at_home = (
+            replace(statement, query=query, text=statement.text.replace(statement.query, query, 1))
+            for query in (rewritten(tree, instead, schema=schema) for instead in (without_at, with_names))
+        )
+        return Source(tree, schema, planned, at_home, cuts, frozenset(ops))
+
+    def check(self, as_of: str) -> None:
+        """Raises InvalidStatement, SnapshotNotFound or Unavailable unless the trades can be read as of this."""
+        self._lake.table_cut(f"{MARKET}.trades", parse_as_of(as_of))
+
+    def _tree(self, query: str, parser: Parser) -> Tree | InvalidStatement:
+        with self._lock:
+            found = self._trees.get(query)
+        if found is None:
+            try:
+                with parser() as cursor:
+                    found = tree_of(query, cursor)
+            except InvalidStatement as error:
+                found = error
+            with self._lock:
+                self._trees[query] = found
+                if len(self._trees) > _TREES_MAX:
+                    self._trees.popitem(last=False)
+        return found
+
+    def _is_market(self, ref: TableRef, schema: str) -> bool:
+        if ref.schema:
+            return ref.schema.lower() == MARKET
+        return any(table.schema == MARKET and table.name == ref.name.lower() for table in self._lake.tables())
+
+
+def _is_ops(ref: TableRef) -> bool:
+    return ref.schema.lower() == OPS and ref.catalog.lower() in ("", CATALOG) and ref.name.lower() in TABLES
+
+
+def _written(ref: TableRef) -> str:
+    parts = [part for part in (ref.catalog, ref.schema, ref.name) if part]
+    return ".".join('"' + part.replace('"', '""') + '"' for part in parts)
