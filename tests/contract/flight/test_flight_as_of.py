@@ -1,0 +1,179 @@
+"""The market read again over the wire, as of a cut, a snapshot and a time: on a real broker and a real table."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+from confluent_kafka import Producer
+from pyarrow import flight
+from test_flight_sessions import Client
+
+from common.codec import Encoder
+from common.datasets import TRADES
+from common.log import KafkaLog
+from common.registry import EmbeddedRegistry
+from common.settings import FlightSettings, KafkaSettings, LakeSettings, SinkSettings
+from flight_server.service.service import FlightService
+from flight_server.storage.lake import Lake
+from k2.broker import EmbeddedBroker
+from sink.service import SinkService
+from tests.support.records import trade
+
+TOPIC = TRADES.topic(asset_class="crypto", exchange="binance")
+ENCODER = Encoder(TRADES, EmbeddedRegistry(), topic=TOPIC)
+COUNT = "select count(*) as n, max(trade_id) as last from market.trades"
+
+
+class Live:
+    """A broker, a sink, a lake and a server on it; trades with dense ids by hand."""
+
+    def __init__(self, folder: Path) -> None:
+        self._broker = EmbeddedBroker()
+        kafka = KafkaSettings.load(bootstrap_servers=self._broker.__enter__().bootstrap_servers)
+        KafkaLog(kafka).ensure_topics([TOPIC])
+        lake_settings = LakeSettings.load(data_dir=folder)
+        lake_settings.prepare()
+        settings = FlightSettings(port=0, snapshot_refresh_ms=20, topic_refresh_ms=50, pin_s_max=0.05)
+        self._sink = SinkService(kafka, lake_settings, SinkSettings(commit_age_ms_max=50), datasets=(TRADES,))
+        self._sink.start()
+        self._lake = Lake(kafka, lake_settings, settings, datasets=(TRADES,))
+        self._lake.start()
+        self.service = FlightService(self._lake, settings)
+        self.service.start()
+        self._producer = Producer(kafka.client_config() | {"linger.ms": 1})
+        self._next_id = 0
+        self._client = Client(self.service.uri)
+
+    def grow(self, count: int) -> dict[str, Any]:
+        """More trades; returns once they are seen, with what COUNT then says."""
+        for trade_id in range(self._next_id, self._next_id + count):
+            self._producer.produce(TOPIC, ENCODER.encode(trade(trade_id)), partition=trade_id % 4)
+        self._producer.flush()
+        self._next_id += count
+        while True:
+            (row,) = self._client.rows(COUNT)
+            if row["n"] == self._next_id:
+                return row
+
+    def settle(self) -> None:
+        """Return once the sink has committed all and the server has taken the snapshot up."""
+        while sum(self._lake.stats().tail_rows.values()):
+            threading.Event().wait(0.01)
+
+    def stop(self) -> None:
+        self.service.stop()
+        self._lake.stop()
+        self._sink.stop()
+        self._broker.__exit__(None, None, None)
+
+
+@pytest.fixture(scope="module")
+def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
+    live = Live(tmp_path_factory.mktemp("lake"))
+    yield live
+    live.stop()
+
+
+@pytest.fixture
+def client(live: Live) -> Iterator[Client]:
+    client = Client(live.service.uri)
+    yield client
+    client.act("CloseSession", b"")
+
+
+def cut_of(info: flight.FlightInfo) -> str:
+    return str(json.loads(info.app_metadata)["cut"])
+
+
+def test_a_cut_gives_the_same_rows_after_the_market_has_gone_on(live: Live, client: Client) -> None:
+    then = live.grow(40)
+    cut = cut_of(client.info(COUNT))
+    live.grow(30)
+    live.settle()
+    now = live.grow(10)
+    quoted = cut.replace("'", "''")
+    at = f"select count(*) as n, max(trade_id) as last from market.trades at (version => '{quoted}')"
+    assert client.rows(at) == [then]
+    assert cut_of(client.info(at)) == json.dumps(
+        {"market.trades": json.loads(cut)["market.trades"]}, separators=(",", ":")
+    )
+    both = (
+        f"select old.n as old, new.n as new from (select count(*) as n from trades at (version => '{quoted}')) as old, "
+        "(select count(*) as n from trades) as new"
+    )
+    assert client.rows(both) == [{"old": then["n"], "new": now["n"]}]
+
+
+def test_a_session_reads_everything_as_of_its_option(live: Live, client: Client) -> None:
+    then = live.grow(10)
+    cut = cut_of(client.info(COUNT))
+    live.grow(10)
+    assert client.set(k2__as_of=cut) == {}
+    assert client.options()["k2.as_of"] == cut
+    assert client.rows(COUNT) == [then]
+    assert client.rows("select count(*) as n from trades join (from trades) as again using (trade_id)") == [
+        {"n": then["n"]}
+    ]
+    assert client.rows("set \"k2.as_of\" = ''") == [{"Count": 0}]
+    assert client.rows(COUNT)[0]["n"] == then["n"] + 10
+
+
+def test_a_snapshot_and_a_time(live: Live, client: Client) -> None:
+    then = live.grow(10)
+    live.settle()
+    info = client.info(COUNT)
+    (row,) = client.flight.do_get(info.endpoints[0].ticket).read_all().to_pylist()
+    assert row == then
+    snapshot = json.loads(cut_of(info))["market.trades"]["snapshot"]
+    live.grow(10)
+    live.settle()
+    trades = f"from (select count(*) as n, max(trade_id) as last from market.trades at (version => {snapshot}))"
+    assert client.rows(trades) == [then]
+    assert client.rows("select count(*) as n from market.trades at (timestamp => '2001-01-01 00:00:00')") == [{"n": 0}]
+    assert client.rows(f"select count(*) as n from trades at (timestamp => now())")[0]["n"] >= then["n"]
+    with pytest.raises(pa.ArrowKeyError, match="no snapshot 12345"):
+        client.rows("from market.trades at (version => 12345)")
+    with pytest.raises(pa.ArrowInvalid, match="no instant of the past"):
+        client.rows("from market.trades at (version => 'yesterday')")
+
+
+def test_a_ticket_gives_the_announced_rows_however_often_and_late_it_is_read(live: Live, client: Client) -> None:
+    live.grow(10)
+    info = client.info(COUNT)
+    (first,) = client.flight.do_get(info.endpoints[0].ticket).read_all().to_pylist()
+    live.grow(10)
+    live.settle()
+    for _ in range(2):
+        reader = client.flight.do_get(info.endpoints[0].ticket)
+        chunk = reader.read_chunk()
+        assert chunk.data.to_pylist() == [first]
+        assert json.loads(chunk.app_metadata.to_pybytes())["cut"] is not None
+    late = client.info(COUNT)
+    (before,) = client.rows(COUNT)
+    while live.service.stats().pinned_statements:
+        threading.Event().wait(0.01)
+    live.grow(10)
+    assert client.flight.do_get(late.endpoints[0].ticket).read_all().to_pylist() == [before]
+
+
+def test_a_wrong_option_is_not_taken(client: Client) -> None:
+    assert client.set(k2__as_of="the day before") == {"k2.as_of": 2}
+    assert client.options()["k2.as_of"] == ""
+
+
+def test_as_of_in_a_transaction_and_beside_scratch(live: Live, client: Client) -> None:
+    then = live.grow(10)
+    cut = cut_of(client.info(COUNT)).replace("'", "''")
+    live.grow(10)
+    client.rows("create table mine as select 1 as a")
+    transaction = client.begin()
+    at = f"select count(*) as n from market.trades at (version => '{cut}'), mine"
+    assert client.rows(at, transaction) == [{"n": then["n"]}]
+    client.end(transaction, commit=False)
+    assert client.rows(at) == [{"n": then["n"]}]
