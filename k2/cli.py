@@ -28,6 +28,7 @@ from common.settings import (
     TelemetrySettings,
 )
 from common.telemetry import Readiness, configure_logging, correlation, serve_metrics
+from flight_server.access.gate import Gate
 from ingest.market import Market, market_symbols
 from ingest.service import IngestService
 from ingest.simulator import Simulator
@@ -207,9 +208,12 @@ def serve(debug: bool, /, data_dir: Path | None, access_file: Path | None, **fli
     """
     readiness = Readiness()
     registry = _logging("flight_server", debug, readiness=readiness)
-    who, how = AccessSettings.load(file=access_file), FlightSettings.load(**flight)
+    settings = FlightSettings.load(**flight)
+    certificates = settings.tls_client_ca_file is not None
+    gate = Gate.from_settings(AccessSettings.load(file=access_file), certificates=certificates)
+    gate.check_address(settings.host)
     with _kafka() as kafka:
-        service = Server(kafka, _lake(data_dir), how, registry, who)
+        service = Server(kafka, _lake(data_dir), settings, registry, gate)
         readiness.check = service.check_ready
         run_until_stopped(service, lambda: _say(f"Flight SQL at {service.flight.uri}"))
 

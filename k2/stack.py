@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from prometheus_client import CollectorRegistry
 
-from common.settings import AccessSettings, FlightSettings, KafkaSettings, LakeSettings
+from common.settings import FlightSettings, KafkaSettings, LakeSettings
 from flight_server.access.gate import Gate
 from flight_server.service.health import HealthServer
 from flight_server.service.service import FlightService
@@ -16,7 +16,7 @@ from ingest.simulator import Simulator
 class Server:
     """Lake and Flight SQL service as one: the lake first, and the last to stop but for who tells its health.
 
-    Without `access` everybody may come in, and the server can only listen on loopback. Raises SettingsError.
+    Without a `gate` everybody may come in, and the server can only listen on loopback. Raises SettingsError.
     """
 
     def __init__(
@@ -25,10 +25,8 @@ class Server:
         lake: LakeSettings,
         settings: FlightSettings,
         registry: CollectorRegistry,
-        access: AccessSettings | None = None,
+        gate: Gate | None = None,
     ) -> None:
-        certificates = settings.tls_client_ca_file is not None
-        gate = None if access is None else Gate.from_settings(access, certificates=certificates)
         self.lake = Lake(kafka, lake, settings, registry=registry)
         self.flight = FlightService(self.lake, settings, registry=registry, gate=gate)
         self.health = (

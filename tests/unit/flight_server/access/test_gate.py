@@ -15,6 +15,8 @@ from typing import Any
 import jwt
 import pytest
 import structlog
+from hypothesis import given
+from hypothesis import strategies as st
 from structlog.testing import capture_logs
 
 from common.clock import ManualClock
@@ -72,6 +74,9 @@ def log_lines() -> Iterator[list[Any]]:
 
 
 JWT = {"jwt_secret": SECRET, "jwt_audience": AUDIENCE}
+
+
+FUZZED = gate(**JWT)
 
 
 # -- who comes in
@@ -170,6 +175,23 @@ def test_what_cannot_be_read_is_refused(header: str) -> None:
     with pytest.raises(Unauthenticated) as caught:
         gate(**JWT).admit(header, peer=PEER)
     assert "\n" not in caught.value.message
+
+
+@given(
+    st.one_of(
+        st.text(max_size=60),
+        st.text(max_size=60).map("Bearer {}".format),
+        st.text(max_size=60).map("Basic {}".format),
+        st.text(max_size=60).map("Bearer ey.{}.".format),
+        st.binary(max_size=60).map(lambda raw: "Basic " + base64.b64encode(raw).decode()),
+        st.binary(max_size=60).map(lambda raw: "Bearer ey" + base64.urlsafe_b64encode(raw).decode() + ".e30.e30"),
+    )
+)
+def test_whatever_is_sent_is_refused_in_one_sentence(header: str) -> None:
+    with pytest.raises(Unauthenticated) as caught:
+        FUZZED.admit(header, peer=PEER)
+    assert "\n" not in caught.value.message
+    FUZZED._limiter.succeeded(("peer", "192.0.2.1"))
 
 
 # -- nobody
