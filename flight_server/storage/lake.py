@@ -19,6 +19,7 @@ from common.clock import Clock, SystemClock
 from common.datasets import INSTRUMENTS, QUOTES, TRADES, Dataset
 from common.errors import BrokerError, CatalogError, TableNotFound, TailGap, Unavailable
 from common.log import KafkaLog, KafkaLogReader, TopicInfo
+from common.offsets import PartitionOffsets
 from common.registry import open_registry
 from common.schemas.arrow import table_schema
 from common.settings import FlightSettings, KafkaSettings, LakeSettings
@@ -123,32 +124,40 @@ class Lake:
             raise gap
 
     def table_cut(self, table: str, as_of: AsOf) -> TableCut:
-        """The positions that `as_of` means for a table of `market`, by its full name, as in "market.trades".
+        """The positions that `as_of` means for a table, by its full name, as in "market.trades".
 
-        For a cut that is pure; for a snapshot and a time the catalog is asked, which blocks. Raises SnapshotNotFound,
-        TableNotFound, Unavailable.
+        A table of `research` has no positions but its snapshot. For a cut this is pure; for a snapshot and a time the
+        catalog is asked, which blocks. Raises SnapshotNotFound, TableNotFound, Unsupported, Unavailable, CatalogError.
         """
+        schema, _, name = table.partition(".")
         dataset = next((dataset for dataset in self._datasets if dataset.table == table), None)
-        if dataset is None:
-            raise TableNotFound(f"there is no table {table} to be read as of an earlier instant")
+        if dataset is None and schema != RESEARCH:
+            raise TableNotFound(f"there is no table {table} that could be read as of an earlier instant")
         if isinstance(as_of, AsOfCut):
             return table_cut(table, as_of)
+        if dataset is None:
+            return TableCut(self.research.snapshot_at(name, as_of), PartitionOffsets())
         with self._histories_lock:
             history = self._histories.history(dataset)
         return table_cut(table, as_of, history)
 
     def select_at(self, cursor: Any, table: str, wanted: TableCut) -> str:
-        """The SELECT that gives the rows of a table of `market` at a cut, in the cursor's open transaction.
+        """The SELECT that gives the rows of a table at a cut, in the cursor's open transaction.
 
         What it needs is checked against what that transaction sees, which it fixes; in later transactions the same text
-        gives the same rows. Raises Unavailable (this server is not as far; again in a moment) or SnapshotExpired.
+        gives the same rows. Raises Unavailable (this server is not as far; again in a moment), SnapshotExpired, and for
+        a table of `research` what `ResearchTables.select_at` raises.
         """
+        schema, _, name = table.partition(".")
+        relation = f"{CATALOG}.{schema}.{quoted(name)}"
+        if schema == RESEARCH:
+            if wanted.snapshot_id is None:
+                return f"SELECT * FROM {relation} WHERE false"
+            return self.research.select_at(name, wanted.snapshot_id)
         self.check_ready()
         assert self._publisher is not None
         now = self._publisher.cut(cursor).tables[table]
-        condition = condition_at(table, wanted, now, self._publisher.followed())
-        schema, name = table.split(".")
-        return f"SELECT * FROM {CATALOG}.{schema}.{quoted(name)} WHERE {condition}"
+        return f"SELECT * FROM {relation} WHERE {condition_at(table, wanted, now, self._publisher.followed())}"
 
     def tables(self) -> list[TableInfo]:
         """The tables of `market` and of `research`, these as of their latest publication."""

@@ -8,7 +8,7 @@ What holds:
   deleted.
 - Tables are ordinary ones (format 2, Parquet with zstd, column statistics, not partitioned), each in a folder of its
   own that a later table of the same name does not share. Other engines on the same catalog read and write them too.
-- What a reader has open stays readable: files of a dropped table are deleted only `KEEP_DROPPED_S` later.
+- What a reader has open stays readable: files are deleted an hour after they became unreachable.
 """
 
 from __future__ import annotations
@@ -21,14 +21,13 @@ from dataclasses import dataclass
 from enum import Enum
 
 import pyarrow as pa
-from pyiceberg.catalog import Catalog, delete_data_files, delete_files
+from pyiceberg.catalog import Catalog
 from pyiceberg.catalog.sql import IcebergTables, SqlCatalog
 from pyiceberg.exceptions import NoSuchNamespaceError, NoSuchTableError
-from pyiceberg.io import FileIO
 from pyiceberg.io.pyarrow import _pyarrow_to_schema_without_ids, schema_to_pyarrow
 from pyiceberg.schema import Schema, assign_fresh_schema_ids
 from pyiceberg.table import Table
-from pyiceberg.table.metadata import TableMetadata
+from pyiceberg.table.snapshots import Snapshot
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
@@ -37,9 +36,10 @@ from common.errors import CatalogError, InvalidStatement, SnapshotNotFound, Tabl
 from common.iceberg import ensure_namespace, open_catalog, reason, translated
 from common.settings import LakeSettings
 from common.telemetry import get_logger
-from flight_server.storage.as_of import AsOf, AsOfCut, AsOfSnapshot
+from flight_server.storage.as_of import AsOfSnapshot, AsOfTime
 from flight_server.storage.read_view import literal
 from flight_server.storage.research_types import storable
+from flight_server.storage.research_upkeep import SNAPSHOTS_KEPT, SNAPSHOTS_KEPT_KEY, Unreachable
 from flight_server.storage.research_write import (
     GROUP_ROWS,
     Append,
@@ -49,13 +49,12 @@ from flight_server.storage.research_write import (
     Target,
     arrow_columns,
 )
+from flight_server.storage.snapshots import plain_files, read_files
 
 NAMESPACE = "research"
 #: Table property: the principal that made the table.
 OWNER_KEY = "k2.owner"
 COMMENT_KEY = "comment"
-#: Longer than any statement may run and any ticket lives.
-KEEP_DROPPED_S = 3_600.0
 
 TABLE_PROPERTIES: Mapping[str, str] = {
     "format-version": "2",
@@ -65,6 +64,7 @@ TABLE_PROPERTIES: Mapping[str, str] = {
     "commit.manifest.min-count-to-merge": "20",
     "write.metadata.delete-after-commit.enabled": "true",
     "write.metadata.previous-versions-max": "20",
+    SNAPSHOTS_KEPT_KEY: str(SNAPSHOTS_KEPT),
     "write.parquet.compression-codec": "zstd",
     "write.parquet.row-group-limit": str(GROUP_ROWS),
 }
@@ -98,14 +98,6 @@ class ResearchTable:
     comment: str | None = None
 
 
-@dataclass(frozen=True)
-class _Dropped:
-    due_s: float
-    metadata: TableMetadata
-    metadata_location: str
-    io: FileIO
-
-
 class ResearchTables:
     """The namespace, through one catalog connection that is opened at first use. Thread-safe; every call blocks on the
     catalog. Raises CatalogError when that does not answer.
@@ -113,13 +105,12 @@ class ResearchTables:
 
     def __init__(self, settings: LakeSettings, *, clock: Clock | None = None) -> None:
         self._settings = settings
-        self._clock = clock or SystemClock()
         self._log = get_logger("flight_server.storage")
         self._lock = threading.Lock()
         self._opened: Catalog | None = None
         self._known: dict[str, ResearchTable] = {}
         self._unreadable: set[str] = set()
-        self._dropped: list[_Dropped] = []
+        self._unreachable = Unreachable(clock or SystemClock())
         self._turns: dict[str, threading.Lock] = {}
 
     def tables(self) -> list[ResearchTable]:
@@ -153,28 +144,16 @@ class ResearchTables:
         stored = self._find(valid_name(name))
         return None if stored is None else _described(stored.name()[-1], stored)
 
-    def select_at(self, name: str, as_of: AsOf) -> str:
-        """The SELECT that gives the table's rows as of one of its snapshots, or of a time: what was current then.
+    def snapshot_at(self, name: str, as_of: AsOfSnapshot | AsOfTime) -> int:
+        """The id of one of the table's snapshots, or of the one that was current at a time.
 
-        Raises TableNotFound, SnapshotNotFound, and Unsupported: for a cut, which says nothing of research tables, and
-        when the table has had its columns replaced since.
+        Raises TableNotFound, SnapshotNotFound, and Unsupported when the table had other columns then.
         """
-        table = self._find(valid_name(name))
-        if table is None:
-            raise TableNotFound(f"the table {NAMESPACE}.{valid_name(name)} does not exist")
-        full_name = f"{NAMESPACE}.{table.name()[-1]}"
-        if isinstance(as_of, AsOfCut):
-            raise Unsupported(f"a cut is of the market; read {full_name} at one of its snapshots, or at a time")
-        if isinstance(as_of, AsOfSnapshot):
-            found = table.snapshot_by_id(as_of.snapshot_id)
-        else:
-            found = table.snapshot_as_of_timestamp(as_of.time_us // 1_000)
-        if found is None:
-            raise SnapshotNotFound(f"{full_name} had no such snapshot; give the id of one, or a time since its first")
-        if found.schema_id is not None and table.schemas()[found.schema_id] != table.schema():
-            raise Unsupported(
-                f"{full_name} had other columns then; K2 reads tables with the columns that they have now"
-            )
+        return int(self._snapshot_at(name, as_of)[1].snapshot_id)
+
+    def select_at(self, name: str, snapshot_id: int) -> str:
+        """The SELECT that gives the table's rows as of one of its snapshots. Raises as `snapshot_at`."""
+        table, found = self._snapshot_at(name, AsOfSnapshot(snapshot_id))
         return (
             f"SELECT * FROM iceberg_scan({literal(table.metadata_location)}, snapshot_from_id => {found.snapshot_id})"
         )
@@ -234,10 +213,9 @@ class ResearchTables:
                 if if_exists:
                     return False
                 raise TableNotFound(f"the table {NAMESPACE}.{name} does not exist") from None
-        due_s = self._clock.monotonic_s() + KEEP_DROPPED_S
         with self._lock:
             self._known.pop(table.name()[-1], None)
-            self._dropped.append(_Dropped(due_s, table.metadata, table.metadata_location, table.io))
+        self._unreachable.dropped(table.metadata, table.metadata_location, table.io)
         return True
 
     def truncate(self, name: str) -> int:
@@ -252,19 +230,25 @@ class ResearchTables:
         return had
 
     def sweep(self) -> int:
-        """Delete the files of tables that were dropped long enough ago; returns how many tables that were."""
-        now_s = self._clock.monotonic_s()
-        with self._lock:
-            due = [dropped for dropped in self._dropped if dropped.due_s <= now_s]
-            self._dropped = [dropped for dropped in self._dropped if dropped.due_s > now_s]
-        for dropped in due:
-            try:
-                _delete_all(dropped)
-            except Exception as error:  # noqa: BLE001  (file stores raise without a common base; orphans are harmless)
-                self._log.warning("files of a dropped table were left behind", reason=reason(error))
-        return len(due)
+        """Delete files that nobody can reach any more, if they are due; returns how many."""
+        return self._unreachable.sweep()
 
     # -- inside
+
+    def _snapshot_at(self, name: str, as_of: AsOfSnapshot | AsOfTime) -> tuple[Table, Snapshot]:
+        table = self._find(valid_name(name))
+        if table is None:
+            raise TableNotFound(f"the table {NAMESPACE}.{valid_name(name)} does not exist")
+        full_name = f"{NAMESPACE}.{table.name()[-1]}"
+        if isinstance(as_of, AsOfSnapshot):
+            found = table.snapshot_by_id(as_of.snapshot_id)
+        else:
+            found = table.snapshot_as_of_timestamp(as_of.time_us // 1_000)
+        if found is None:
+            raise SnapshotNotFound(f"{full_name} has no such snapshot; give the id of one, or a time since its first")
+        if found.schema_id is not None and table.schemas()[found.schema_id] != table.schema():
+            raise Unsupported(f"{full_name} had other columns then; K2 reads tables with those they have now")
+        return table, found
 
     def _catalog(self) -> Catalog:
         with self._lock:
@@ -328,7 +312,11 @@ class ResearchTables:
         return self._write(table.name()[-1], target, schema, Replace(table, new, properties))
 
     def _write(self, name: str, target: Target, schema: pa.Schema, change: Create | Append | Replace) -> ResearchWrite:
-        return ResearchWrite(f"{NAMESPACE}.{name}", target, schema, change, lambda: self._load(name), self._turn(name))
+        def load() -> Table | None:
+            return self._load(name)
+
+        turn = self._turn(name)
+        return ResearchWrite(f"{NAMESPACE}.{name}", target, schema, change, load, turn, self._unreachable)
 
     def _turn(self, name: str) -> threading.Lock:
         with self._lock:
@@ -363,7 +351,8 @@ def _described(name: str, table: Table) -> ResearchTable:
     current = table.metadata.current_snapshot()
     relation, rows = None, 0
     if current is not None:
-        relation = f"iceberg_scan({literal(table.metadata_location)}, snapshot_from_id => {current.snapshot_id})"
+        with translated(f"read a manifest of {NAMESPACE}.{name}"):
+            relation = _relation(table, current)
         rows = int((None if current.summary is None else current.summary.get("total-records")) or 0)
     properties = table.metadata.properties
     with translated(f"understand the columns of {NAMESPACE}.{name}"):
@@ -379,6 +368,14 @@ def _described(name: str, table: Table) -> ResearchTable:
         )
 
 
+def _relation(table: Table, snapshot: Snapshot) -> str:
+    """SQL that gives the snapshot's rows, as quickly as that can be had."""
+    files = plain_files(table, snapshot)
+    if files is not None:
+        return read_files(files)
+    return f"iceberg_scan({literal(table.metadata_location)}, snapshot_from_id => {snapshot.snapshot_id})"
+
+
 def _iceberg(columns: pa.Schema, last_id: int) -> Schema:
     """Arrow's columns in Iceberg, numbered from behind `last_id`. Raises InvalidStatement when names are ambiguous."""
     numbers = iter(range(last_id + 1, last_id + 1_000_000))
@@ -386,17 +383,3 @@ def _iceberg(columns: pa.Schema, last_id: int) -> Schema:
         return assign_fresh_schema_ids(_pyarrow_to_schema_without_ids(columns), lambda: next(numbers))
     except ValueError as error:
         raise InvalidStatement(f"these columns cannot be a table: {reason(error)}") from None
-
-
-def _delete_all(dropped: _Dropped) -> None:
-    io = dropped.io
-    manifests = {
-        manifest.manifest_path: manifest
-        for snapshot in dropped.metadata.snapshots
-        for manifest in snapshot.manifests(io)
-    }
-    delete_data_files(io, list(manifests.values()))
-    delete_files(io, set(manifests), "manifest")
-    delete_files(io, {snapshot.manifest_list for snapshot in dropped.metadata.snapshots}, "manifest list")
-    delete_files(io, {entry.metadata_file for entry in dropped.metadata.metadata_log}, "metadata")
-    delete_files(io, {dropped.metadata_location}, "metadata")

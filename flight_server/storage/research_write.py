@@ -39,6 +39,7 @@ from common.errors import CommitConflict, CommitStateUnknown, InvalidStatement, 
 from common.iceberg import ThriftyTransaction, reason, summary_entry, translated
 from common.offsets import COMMIT_ID_KEY
 from flight_server.storage.research_types import as_columns, matched, storable
+from flight_server.storage.research_upkeep import Unreachable, expire
 
 #: A row group is written when this many rows (DuckDB's own size) or bytes of Arrow are gathered: what a write holds.
 GROUP_ROWS = 122_880
@@ -96,14 +97,17 @@ class ResearchWrite:
         change: Create | Append | Replace,
         load: Callable[[], Table | None],
         turn: AbstractContextManager[object],
+        unreachable: Unreachable,
     ) -> None:
         """`name` is the full one, for messages; `load` gives the table as it is now in the catalog; commits of one
-        process to one table take `turn`, so that only other processes' can come between.
+        process to one table take `turn`, so that only other processes' can come between; `unreachable` takes what a
+        commit lets go.
         """
         self.name = name
         self._change = change
         self._load = load
         self._turn = turn
+        self._unreachable = unreachable
         self._target = target
         self._columns = arrow_columns(target.schema)
         self._schema = schema
@@ -250,6 +254,9 @@ class ResearchWrite:
             with translated(f"prepare a commit to {self.name}"), producer as append:
                 for data_file in self._files.written:
                     append.append_data_file(data_file)
+        before = transaction._table.metadata
+        with translated(f"prepare a commit to {self.name}"):
+            expired = expire(transaction, before)
         table_uuid = transaction.table_metadata.table_uuid
         self._over = "the catalog did not say whether it landed"
         try:
@@ -267,6 +274,7 @@ class ResearchWrite:
                     f"the catalog did not say whether the write to {self.name} landed ({reason(error)}); "
                     "look at the table before writing again"
                 ) from None
+        self._unreachable.expired(before, expired, self._target.io)
 
     def _landed(self, commit_id: str, table_uuid: uuid.UUID, snapshot: bool) -> bool:
         """Whether a commit whose answer was lost is to be seen in the catalog. False says nothing."""

@@ -30,6 +30,7 @@ HOMES: dict[str, tuple[str, ...]] = {
         "flight_server/storage/snapshots.py",
         "flight_server/storage/research.py",
         "flight_server/storage/research_write.py",
+        "flight_server/storage/research_upkeep.py",
     ),
     "confluent_kafka": ("common/log.py", "common/registry.py", "ingest/producer.py", "sink/dead_letters.py"),
     "polars_avro": ("common/codec.py",),

@@ -15,11 +15,12 @@ from confluent_kafka import Producer
 from common.codec import Encoder
 from common.datasets import TRADES
 from common.errors import BrokerError, SnapshotExpired, SnapshotNotFound, TableNotFound, Unavailable
+from common.iceberg import open_catalog
 from common.log import KafkaLog
 from common.offsets import PartitionOffsets
 from common.registry import EmbeddedRegistry
 from common.settings import FlightSettings, KafkaSettings, LakeSettings, SinkSettings
-from flight_server.storage.as_of import AsOfSnapshot, AsOfTime, parse_as_of
+from flight_server.storage.as_of import AsOfCut, AsOfSnapshot, AsOfTime, parse_as_of
 from flight_server.storage.lake import Lake
 from flight_server.storage.read_view import Cut, TableCut
 from flight_server.storage.research import ResearchTables, WriteMode
@@ -220,6 +221,15 @@ def test_research_tables_of_anybody_are_served_soon_and_ones_own_at_once(
         assert ask(lake, "SELECT count(*) FROM research.mine JOIN research.before USING (id)")[0] == [(3,)]
         put(others, "before")
         eventually(lake, "SELECT count(*) FROM research.before", [(6,)])
+        cursor = lake.cursor()
+        first = open_catalog(lake_settings).load_table("research.before").metadata.snapshots[0]
+        for as_of in (
+            AsOfSnapshot(first.snapshot_id),
+            AsOfTime(first.timestamp_ms * 1_000),
+            AsOfCut(Cut({"research.before": TableCut(first.snapshot_id, PartitionOffsets())})),
+        ):
+            select = lake.select_at(cursor, "research.before", lake.table_cut("research.before", as_of))
+            assert cursor.execute(f"SELECT count(*) FROM ({select})").fetchall() == [(3,)]
         others.drop("mine")
         eventually(lake, "SELECT count(*) FROM duckdb_views() WHERE schema_name = 'research'", [(1,)])
     finally:

@@ -8,7 +8,7 @@ from typing import Any
 
 import duckdb
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from common.datasets import TRADES
@@ -123,10 +123,10 @@ def test_a_cut_says_it_itself() -> None:
 
 
 def test_the_history_of_a_real_table(tmp_path: Path) -> None:
-    settings = LakeSettings.load(data_dir=tmp_path)
-    settings.prepare()
-    source = IcebergSnapshots(settings)
-    table = IcebergTable.open(settings, TRADES)
+    lake = LakeSettings.load(data_dir=tmp_path)
+    lake.prepare()
+    source = IcebergSnapshots(lake)
+    table = IcebergTable.open(lake, TRADES)
     assert source.history(TRADES) == History((), (), True)
     ids = []
     for number in range(3):
@@ -171,6 +171,7 @@ def rows_at(wanted: PartitionOffsets, now: PartitionOffsets, topic_ids: set[str]
 SMALL = st.dictionaries(st.sampled_from([P0, P1, OTHER]), st.integers(0, 4)).map(PartitionOffsets)
 
 
+@settings(max_examples=50, deadline=None)
 @given(SMALL, SMALL)
 def test_the_condition_gives_exactly_the_rows_below_the_cut(wanted: PartitionOffsets, more: PartitionOffsets) -> None:
     now = wanted.advanced(more)

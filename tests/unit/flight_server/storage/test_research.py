@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import random
 import threading
 import uuid
 from collections.abc import Callable, Iterator
@@ -32,10 +33,10 @@ from common.errors import (
 from common.iceberg import open_catalog
 from common.settings import FlightSettings, LakeSettings
 from flight_server.storage import research_write
-from flight_server.storage.as_of import AsOf, AsOfCut, AsOfSnapshot, AsOfTime
+from flight_server.storage.as_of import AsOfSnapshot, AsOfTime
 from flight_server.storage.database import Database
-from flight_server.storage.read_view import Cut
-from flight_server.storage.research import KEEP_DROPPED_S, ResearchTables, WriteMode, valid_name
+from flight_server.storage.research import TABLE_PROPERTIES, ResearchTables, WriteMode, valid_name
+from flight_server.storage.research_upkeep import KEEP_UNREACHABLE_S
 
 CREATE, APPEND, REPLACE, CREATE_APPEND = WriteMode
 SIMPLE = pa.schema([("id", pa.int64()), ("name", pa.string())])
@@ -292,6 +293,24 @@ def test_every_type_comes_back_with_its_exact_value(research: ResearchTables, en
     assert scanned[0]["ts_ns"] == dt.datetime(1970, 1, 1, 0, 0, 0, 1)
     assert scanned[0]["struct"] == {"a b": 1, "c": ["d"]}
     assert pl.scan_iceberg(foreign.load_table("research.types")).collect()["i64"].to_list()[0] == -(2**63)
+
+
+def test_either_way_of_reading_gives_the_same_types(research: ResearchTables, engine: Any) -> None:
+    schema, given, _ = everything()
+    put(research, "types", table_of(schema, given))
+    table = research.table("types")
+    assert table is not None and table.relation is not None and table.relation.startswith("read_parquet")
+    scan = f"iceberg_scan('{table.metadata_location}', snapshot_from_id => {table.snapshot_id})"
+    described = [engine.execute(f"DESCRIBE FROM {relation}").fetchall() for relation in (table.relation, scan)]
+    assert described[0] == described[1]
+
+
+@pytest.mark.parametrize("folder", ["id=7", "a[b]*", "it's", "with space"])
+def test_a_folder_says_nothing_of_what_is_in_it(tmp_path: Path, engine: Any, folder: str) -> None:
+    (tmp_path / folder).mkdir()
+    research = ResearchTables(LakeSettings.load(data_dir=tmp_path / folder))
+    put(research, "t", simple(1))
+    assert rows_of(engine, research, "t") == [(1, "n1")]
 
 
 def test_rows_of_duckdb_itself_keep_their_types(research: ResearchTables, engine: Any) -> None:
@@ -639,6 +658,14 @@ def test_a_lost_race_at_the_last_step_is_a_conflict_and_leaves_no_data(
 # -- dropping, and what others do
 
 
+def later(research: ResearchTables) -> int:
+    """More than an hour later: how many files the sweep deletes."""
+    clock = research._unreachable._clock
+    assert isinstance(clock, ManualClock)
+    clock.advance(KEEP_UNREACHABLE_S + 1)
+    return research.sweep()
+
+
 def test_drop_and_make_again(research: ResearchTables, engine: Any, settings: LakeSettings) -> None:
     put(research, "t", simple(1))
     put(research, "t", simple(2), APPEND)
@@ -650,17 +677,65 @@ def test_drop_and_make_again(research: ResearchTables, engine: Any, settings: La
         research.drop("t")
     assert research.tables() == []
     put(research, "t", simple(3))
-    clock = research._clock
-    assert isinstance(clock, ManualClock)
     assert research.sweep() == 0
     assert engine.execute(f"SELECT count(*) FROM {held.relation}").fetchall() == [(2,)]  # who has it open reads on
-    clock.advance(KEEP_DROPPED_S + 1)
-    assert research.sweep() == 1
+    assert later(research) > 0
     assert rows_of(engine, research, "t", "id") == [(3,)]
     table = research.table("t")
     assert table is not None
     folders = {name.split("/")[0] for name in files_under(settings)}
     assert len(folders) == 1 and folders.pop() in table.metadata_location
+
+
+def test_old_snapshots_expire_and_their_files_go(
+    research: ResearchTables, engine: Any, settings: LakeSettings, foreign: Catalog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After any mix of writes each snapshot that is kept is whole, and what none of them reaches is gone."""
+    for name, value in (("SNAPSHOTS_KEPT_KEY", "k2.snapshots-kept"), ("_AT_ONCE", 3)):
+        monkeypatch.setattr(f"flight_server.storage.research_upkeep.{name}", value)
+    monkeypatch.setitem(TABLE_PROPERTIES, "k2.snapshots-kept", "5")  # type: ignore[arg-type]
+    monkeypatch.setitem(TABLE_PROPERTIES, "commit.manifest.min-count-to-merge", "3")  # type: ignore[arg-type]
+    rng = random.Random(7)
+    expected: dict[int, int] = {}
+    put(research, "t", simple(0))
+    rows, replaced = 1, 0
+    for number in range(1, 60):
+        if rng.random() < 0.3:
+            put(research, "t", simple(number), REPLACE)
+            rows, replaced = 1, replaced + 1
+        else:
+            put(research, "t", simple(number), APPEND)
+            rows += 1
+        table = foreign.load_table("research.t")
+        current = table.metadata.current_snapshot()
+        assert current is not None
+        expected[current.snapshot_id] = rows
+        if rng.random() < 0.2:
+            later(research)
+        assert len(table.metadata.snapshots) <= 8
+    assert replaced > 5
+    later(research)
+    table = foreign.load_table("research.t")
+    for snapshot in table.metadata.snapshots:
+        if snapshot.snapshot_id in expected:
+            assert table.scan(snapshot_id=snapshot.snapshot_id).to_arrow().num_rows == expected[snapshot.snapshot_id]
+    reached = {
+        entry.data_file.file_path.rpartition("/")[2]
+        for snapshot in table.metadata.snapshots
+        for manifest in snapshot.manifests(table.io)
+        for entry in manifest.fetch_manifest_entry(table.io)
+    }
+    names = {name.rpartition("/")[2] for name in files_under(settings)}
+    assert {name for name in names if name.endswith(".parquet")} == reached
+    assert len({name for name in names if name.startswith("snap-")}) == len(table.metadata.snapshots)
+
+
+def test_a_table_of_another_tool_keeps_its_snapshots(research: ResearchTables, foreign: Catalog) -> None:
+    foreign.create_namespace("research")
+    foreign.create_table("research.theirs", SIMPLE)
+    for number in range(30):
+        put(research, "theirs", simple(number), APPEND)
+    assert len(foreign.load_table("research.theirs").metadata.snapshots) == 30
 
 
 def test_truncate_keeps_the_columns(research: ResearchTables, engine: Any, foreign: Catalog) -> None:
@@ -677,8 +752,9 @@ def test_truncate_keeps_the_columns(research: ResearchTables, engine: Any, forei
 
 
 def test_an_older_state_can_be_read_by_id_and_by_time(research: ResearchTables, engine: Any, foreign: Catalog) -> None:
-    def count(as_of: AsOf) -> int:
-        return int(engine.execute(f"SELECT count(*) FROM ({research.select_at('T', as_of)})").fetchone()[0])
+    def count(as_of: AsOfSnapshot | AsOfTime) -> int:
+        select = research.select_at("T", research.snapshot_at("T", as_of))
+        return int(engine.execute(f"SELECT count(*) FROM ({select})").fetchone()[0])
 
     with pytest.raises(TableNotFound):
         count(AsOfSnapshot(1))
@@ -689,10 +765,8 @@ def test_an_older_state_can_be_read_by_id_and_by_time(research: ResearchTables, 
     assert [count(AsOfSnapshot(entry.snapshot_id)) for entry in (first, second, third)] == [1, 3, 1]
     assert [count(AsOfTime(entry.timestamp_ms * 1_000)) for entry in (first, second, third)] == [1, 3, 1]
     for unknown in (AsOfSnapshot(1), AsOfTime(0)):
-        with pytest.raises(SnapshotNotFound, match=r"research\.t had no such snapshot"):
+        with pytest.raises(SnapshotNotFound, match=r"research\.t has no such snapshot"):
             count(unknown)
-    with pytest.raises(Unsupported, match="a cut is of the market"):
-        count(AsOfCut(Cut({})))
     put(research, "t", pa.table({"other": [1]}), REPLACE)
     with pytest.raises(Unsupported, match="other columns then"):
         count(AsOfSnapshot(first.snapshot_id))
