@@ -160,7 +160,10 @@ class FlightSettings(Settings):
     threads: int | None = Field(None, ge=1, le=1024, description="DuckDB's threads; unset = one per core")
     batch_rows_max: int = Field(65_536, ge=1, le=1_000_000)
     batch_bytes_max: int = Field(
-        8 * 1024**2, ge=64 * 1024, le=15 * 1024**2, description="below ADBC's 16 MiB message limit"
+        3_670_016,
+        ge=64 * 1024,
+        le=15 * 1024**2,
+        description="below gRPC's default message limit of 4 MiB, which npm's clients keep (ADBC's is 16)",
     )
     spill_dir: Path | None = Field(None, description="where large sorts and joins spill; unset = they do not")
     spill_bytes_max: int = Field(32 * 1024**3, ge=1024**2, description="what they may spill, all together")

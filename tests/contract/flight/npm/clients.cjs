@@ -147,7 +147,7 @@ async function main() {
       }
       answer = { answer: await CALLS[request.client][request.call](request) };
     } catch (error) {
-      answer = { error: { code: error.code ?? null, message: String(error.message) } };
+      answer = { error: { code: error.code == null ? null : Number(error.code), message: String(error.message) } };
     }
     process.stdout.write(json(answer) + "\n");
   }
