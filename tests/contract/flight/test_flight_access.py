@@ -214,6 +214,24 @@ def test_tokens_that_lie_about_their_algorithm(door: Door, keys: dict[str, Signi
     refused(lambda: door.bearer(b".".join([head, body, signature]).decode()), "signature")
 
 
+def test_each_credential_is_the_name_of_a_session(door: Door, keys: dict[str, SigningKey]) -> None:
+    key, token = (
+        {DatabaseOptions.AUTHORIZATION_HEADER.value: f"Bearer {value}"}
+        for value in (KEY, keys["ES256"].token(sub="grace@example.com"))
+    )
+    for options, name in (
+        ({"username": "ada", "password": PASSWORD}, "ada"),
+        (key, "dashboards"),
+        (token, "grace@example.com"),
+    ):
+        with door.adbc(**options) as connection, connection.cursor() as cursor:
+            cursor.execute(f"CREATE TEMP TABLE mark_of_{name[0]} (a INTEGER)")
+            cursor.execute(
+                f"SELECT principal FROM ops.sessions WHERE array_to_string(scratch, ' ') LIKE '%mark_of_{name[0]}%'"
+            )
+            assert cursor.fetchall() == [(name,)]
+
+
 def test_nobody_comes_in_without_credentials(door: Door) -> None:
     refused(door.one, "asks for credentials")
 
@@ -244,6 +262,16 @@ def test_a_handshake_with_a_bearer_proves_it_and_gives_no_other(door: Door) -> N
             list(handshake(iter([b""]), metadata=[("authorization", "Bearer wrong")], timeout=10))
         assert caught.value.code() == grpc.StatusCode.UNAUTHENTICATED
         assert_clean(str(caught.value.details()))
+
+
+def test_a_closed_session_takes_its_token_with_it(door: Door) -> None:
+    with flight.connect(door.uri) as client:
+        first, second = (
+            flight.FlightCallOptions(headers=[client.authenticate_basic_token("ada", PASSWORD)]) for _ in range(2)
+        )
+        assert list(client.do_action(flight.Action("CloseSession", b""), first))
+        refused(lambda: list(client.list_actions(first)), "session has ended")
+        assert len(list(client.list_actions(second))) > 0
 
 
 # -- every call asks
