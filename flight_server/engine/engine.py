@@ -126,6 +126,7 @@ class Engine:
             registry=registry,
             buckets=(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 10, 60, 300),
         )
+        self._counted: dict[tuple[str, str], tuple[Counter, Histogram]] = {}
         self._rows = Counter("k2_result_rows", "Rows given to clients", registry=registry)
         self._bytes = Counter("k2_result_bytes", "Bytes of Arrow buffers given to clients", registry=registry)
         self._open = Gauge("k2_open_statements", "Statements that run now", registry=registry)
@@ -391,8 +392,9 @@ class Engine:
             self._watchdog.forget(running)
             self._admission.release()
             self._open.dec()
-            self._statements.labels(kind, status).inc()
-            self._seconds.labels(kind).observe(self._clock.monotonic_s() - started_s)
+            counted, timed = self._counters(kind, status)
+            counted.inc()
+            timed.observe(self._clock.monotonic_s() - started_s)
             self._rows.inc(rows_given)
             self._bytes.inc(bytes_given)
 
@@ -425,6 +427,12 @@ class Engine:
             self._plan_anew()
             raise
         return running
+
+    def _counters(self, kind: str, status: str) -> tuple[Counter, Histogram]:
+        found = self._counted.get((kind, status))
+        if found is None:
+            found = self._counted[kind, status] = (self._statements.labels(kind, status), self._seconds.labels(kind))
+        return found
 
     def cancel(self, statement_id: bytes, caller: Caller) -> bool:
         """Stop a statement that was announced or runs, and refuse its ticket from now on; False when it was neither.

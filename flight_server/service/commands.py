@@ -31,13 +31,16 @@ from flight_server.service.prepared import PreparedStatements
 from flight_server.service.streaming import stream_of, table_stream
 
 
+_PRINTS_MAX = 2_048
+
+
 @dataclass(frozen=True)
 class Call:
     """One call as its handler sees it: whose it is, whether the client has gone, and a log that names the call."""
 
     caller: Caller
     is_gone: Callable[[], bool]
-    log: Any
+    log: Callable[[], Any]
 
 
 @dataclass(frozen=True)
@@ -99,13 +102,24 @@ class Statements:
         self.seal = seal
         self._clock = clock
         self._ticket_us = int(ticket_s * 1_000_000)
+        #: By the schema's identity, which holds while the schema is kept here.
+        self._prints: dict[int, tuple[pa.Schema, bytes]] = {}
+
+    def fingerprint(self, schema: pa.Schema) -> bytes:
+        """The print of a schema; remembered, for the engine gives the same object for the same plan."""
+        known = self._prints.get(id(schema))
+        if known is None:
+            if len(self._prints) >= _PRINTS_MAX:
+                self._prints.clear()
+            known = self._prints[id(schema)] = (schema, fingerprint(schema))
+        return known[1]
 
     def now_us(self) -> int:
         return self._clock.now_us()
 
     def expiry_us(self) -> int:
-        """When a ticket that is made now stops being good."""
-        return self._clock.now_us() + self._ticket_us
+        """When a ticket that is made now stops being good, in whole seconds."""
+        return (self._clock.now_us() + self._ticket_us) // 1_000_000 * 1_000_000
 
     def announce(self, request: Request, call: Call) -> Answer:
         caller = call.caller
@@ -126,7 +140,7 @@ class Statements:
         handle = StatementHandle(
             request.sql,
             request.parameters,
-            fingerprint(announced.schema),
+            self.fingerprint(announced.schema),
             announced.id,
             caller.principal,
             expires_us,
@@ -174,7 +188,7 @@ class TicketHandler:
             return table_stream(pa.Table.from_batches([handle.result]))
         request = Request(handle.query, handle.parameters, handle.id, handle.cut, handle.transaction_id)
         running = statements.engine.execute(request, call.caller, is_abandoned=call.is_gone)
-        if fingerprint(running.schema) != handle.schema_fingerprint:
+        if self._statements.fingerprint(running.schema) != handle.schema_fingerprint:
             running.close()
             raise Unavailable("the tables changed since GetFlightInfo was answered; run the statement again")
         return stream_of(running, call.log)

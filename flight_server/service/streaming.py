@@ -12,7 +12,7 @@ With the engine reading ahead on its own thread it is as fast (10M rows x 4 colu
 from __future__ import annotations
 
 import json
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from typing import Any
 
 import pyarrow as pa
@@ -24,7 +24,7 @@ from flight_server.engine.shapes import empty_batch
 from flight_server.service.status import on_the_wire
 
 
-def stream_of(statement: RunningStatement, log: Any) -> flight.FlightDataStream:
+def stream_of(statement: RunningStatement, log: Callable[[], Any]) -> flight.FlightDataStream:
     """The statement's result; its cut comes as app_metadata of the first batch, `{"cut": "..."}`."""
     items = _items(statement, log)
     next(items)
@@ -36,7 +36,7 @@ def table_stream(table: pa.Table) -> flight.FlightDataStream:
     return flight.RecordBatchStream(table)
 
 
-def _items(statement: RunningStatement, log: Any) -> Generator[Any, None, None]:
+def _items(statement: RunningStatement, log: Callable[[], Any]) -> Generator[Any, None, None]:
     """First None, then what GeneratorStream takes: a batch, or a batch with the metadata that travels beside it."""
     batches = ReadAhead(statement)
     try:
@@ -48,6 +48,6 @@ def _items(statement: RunningStatement, log: Any) -> Generator[Any, None, None]:
         if metadata is not None:
             yield empty_batch(statement.schema), metadata
     except Exception as error:  # noqa: BLE001  (whatever it is, it must not leave with a traceback)
-        raise on_the_wire(error, log) from None
+        raise on_the_wire(error, log()) from None
     finally:
         batches.close()
