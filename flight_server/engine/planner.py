@@ -126,8 +126,10 @@ class Planner:
                 fields.append(pa.field(name, asked_for(kind)))
             return pa.schema(fields)
 
-    def shape_of(self, definition: str) -> pa.Schema:
-        """The Arrow schema of a table with these column definitions, as CREATE TABLE has them in parentheses."""
+    def shape_of(self, definition: str) -> tuple[pa.Schema, list[str]]:
+        """The Arrow schema and the SQL types of a table with these column definitions, as CREATE TABLE has them in
+        parentheses.
+        """
         with self._cursors.lent() as cursor:
             try:
                 cursor.execute(f"CREATE OR REPLACE TEMP TABLE k2_shape {definition}")
@@ -135,12 +137,13 @@ class Planner:
                 cursor.execute("DROP TABLE k2_shape")
             except duckdb.Error as error:
                 raise translated(error) from None
-            return pa.schema(
+            schema = pa.schema(
                 [
                     self._arrow_field(cursor, sql_type).with_name(name).with_nullable(null == "YES")
                     for name, sql_type, null, *_ in described
                 ]
             )
+            return schema, [sql_type for _, sql_type, *_ in described]
 
     def _cursor(self) -> duckdb.DuckDBPyConnection:
         cursor = self._root.cursor()

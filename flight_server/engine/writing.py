@@ -6,7 +6,7 @@ transaction. A research table changes by one Iceberg commit per statement, or on
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any
@@ -193,18 +193,18 @@ class Writing:
             self._drop_research(name, change.if_exists, session)
             return 0
         if change.verb is Verb.CREATE_TABLE and change.body is None:
-            schema = self._engine.planner().shape_of(change.definition or "")
-            return self._land(name, _created(change), schema, iter(()), caller, session)
+            schema, types = self._engine.planner().shape_of(change.definition or "")
+            return self._land(name, _created(change), schema, iter(()), caller, session, types)
         if change.verb is Verb.CREATE_TABLE:
             if change.definition is not None:
                 raise Unsupported("K2 does not offer column names before AS; name the columns in the query")
             query = change.body or ""
-            mode = _created(change)
+            mode, sql_types = _created(change), self._types_of(query, request, caller)
         elif change.verb is Verb.INSERT:
             if change.replace:
                 raise Unsupported("a research table has no keys, so that INSERT OR has nothing to go by; use INSERT")
             query = self._fitted(change, caller, request.transaction_id)
-            mode = WriteMode.APPEND
+            mode, sql_types = WriteMode.APPEND, None
         else:
             raise Unsupported(
                 f"K2 does not offer {change.verb.value} of research tables; write the rows that are to stay with "
@@ -213,9 +213,15 @@ class Writing:
         inner = Request(query, request.parameters, transaction_id=request.transaction_id)
         running = self._engine.execute(inner, caller, is_abandoned=is_abandoned)
         try:
-            return self._land(name, mode, running.schema, iter(running), caller, session)
+            return self._land(name, mode, running.schema, iter(running), caller, session, sql_types)
         finally:
             running.close()
+
+    def _types_of(self, query: str, request: Request, caller: Caller) -> list[str]:
+        """The SQL types of the query's columns: Arrow alone does not tell a UUID from a text or a BIT from a BLOB."""
+        parameters = None if request.parameters is None else request.parameters.slice(0, 1)
+        describing = Request(f"DESCRIBE {query}", parameters, transaction_id=request.transaction_id)
+        return [row["column_type"] for batch in self._engine.execute(describing, caller) for row in batch.to_pylist()]
 
     def _fitted(self, change: Change, caller: Caller, transaction_id: bytes | None) -> str:
         """INSERT's rows as a query that gives the table's own columns in the table's own types."""
@@ -242,6 +248,7 @@ class Writing:
         batches: Iterator[pa.RecordBatch],
         caller: Caller,
         session: Session,
+        sql_types: Sequence[str] | None = None,
     ) -> int:
         """Write the batches to the research table: committed now, or with the transaction."""
         transaction = session.transaction
@@ -255,7 +262,7 @@ class Writing:
                 raise InvalidStatement(f"{RESEARCH}.{name} was written in this transaction already; end it first")
         begun = write is None
         if begun:
-            write = self._lake.research.begin_write(name, schema, mode, owner=caller.principal)
+            write = self._lake.research.begin_write(name, schema, mode, owner=caller.principal, sql_types=sql_types)
         rows = 0
         try:
             for batch in batches:

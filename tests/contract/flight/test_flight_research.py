@@ -143,3 +143,36 @@ def test_research_tables_are_listed(served: Served, one: dbapi.Cursor) -> None:
         assert schema.field("a").type == pa.decimal128(9, 2)
         assert schema.field("a").metadata[b"ARROW:FLIGHT:SQL:IS_READ_ONLY"] == b"0"
     one.execute("drop table research.listed")
+
+
+@pytest.mark.parametrize(
+    ("expression", "said"),
+    [
+        ("'101'::bit", "column v is BIT"),
+        ("interval 1 day", "column v is INTERVAL"),
+        ("1::uhugeint", "column v is UHUGEINT"),
+        ("union_value(a := 1)", "column v is UNION"),
+        ("170141183460469231731687303715884105727::hugeint", "does not fit"),
+        ("timestamp_ns '2024-01-01 00:00:00.000000001'", "would lose data"),
+    ],
+)
+def test_what_iceberg_cannot_hold_is_refused_and_never_cut(one: dbapi.Cursor, expression: str, said: str) -> None:
+    with pytest.raises(dbapi.Error, match=said):
+        one.execute(f"create table research.refused as select {expression} as v")
+    with pytest.raises(dbapi.Error, match="does not exist"):
+        one.execute("from research.refused")
+
+
+def test_a_column_of_a_type_that_iceberg_lacks_is_refused_before_any_row(one: dbapi.Cursor) -> None:
+    with pytest.raises(dbapi.Error, match="column b is BIT"):
+        one.execute("create table research.refused (a uuid, b bit)")
+
+
+def test_a_uuid_stays_one(one: dbapi.Cursor, two: dbapi.Cursor) -> None:
+    one.execute("create table research.ids as select ?::uuid as u", ("00112233-4455-6677-8899-aabbccddeeff",))
+    one.execute("insert into research.ids values ('ffeeddcc-bbaa-9988-7766-554433221100')")
+    assert rows(two, "select u::varchar, typeof(u) from research.ids order by 1") == [
+        ("00112233-4455-6677-8899-aabbccddeeff", "UUID"),
+        ("ffeeddcc-bbaa-9988-7766-554433221100", "UUID"),
+    ]
+    one.execute("drop table research.ids")
