@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 
 import adbc_driver_flightsql.dbapi as dbapi
@@ -51,3 +52,36 @@ def connection(served: Served) -> Iterator[dbapi.Connection]:
 def client(served: Served) -> Iterator[flight.FlightClient]:
     with flight.connect(served.uri) as client:
         yield client
+
+
+#: Answered by pyarrow itself, so that no counter of ours sees them.
+_UNCOUNTED = {"Handshake", "PollFlightInfo"}
+
+
+@pytest.fixture(autouse=True)
+def _what_a_mark_names_was_asked(request: pytest.FixtureRequest) -> Iterator[None]:
+    """A test marked `flight_sql` fails when its client never sent what the mark names: docs/flight-sql.md is made of
+    the marks, and so tells what went over the wire and not what somebody believed.
+    """
+    named = {str(name) for mark in request.node.iter_markers("flight_sql") for name in mark.args} - _UNCOUNTED
+    server = next((name for name in ("served", "timed") if name in request.fixturenames), None)
+    if not named or server is None:
+        assert not named, "a test that is marked with flight_sql needs the fixture served"
+        yield
+        return
+    registry = request.getfixturevalue(server).registry
+    before = _asked(registry)
+    yield
+    after = _asked(registry)
+    assert sorted(name for name in named if after[name] <= before[name]) == []
+
+
+def _asked(registry: CollectorRegistry) -> Counter[str]:
+    """How often each method, command and action was called."""
+    asked: Counter[str] = Counter()
+    for metric in registry.collect():
+        for sample in metric.samples:
+            if sample.name == "k2_flight_calls_total":
+                asked[sample.labels["method"]] += int(sample.value)
+                asked[sample.labels["command"]] += int(sample.value)
+    return asked

@@ -17,6 +17,7 @@ from conftest import ROWS, Served
 from common.schemas.arrow import table_schema
 
 
+@pytest.mark.flight_sql("CreatePreparedStatement", "CommandPreparedStatementQuery", client="adbc")
 def test_a_query(connection: dbapi.Connection) -> None:
     with connection.cursor() as cursor:
         cursor.execute("select symbol, count(*) n, sum(price) s from market.trades group by symbol")
@@ -26,6 +27,7 @@ def test_a_query(connection: dbapi.Connection) -> None:
         assert cursor.fetchall() == [(1, 2)]
 
 
+@pytest.mark.flight_sql("CommandPreparedStatementQuery", client="adbc")
 def test_parameters(connection: dbapi.Connection) -> None:
     instant = datetime(2024, 8, 9, 12, 0, 0, 123456, tzinfo=UTC)
     with connection.cursor() as cursor:
@@ -43,6 +45,9 @@ def test_parameters(connection: dbapi.Connection) -> None:
             assert cursor.fetchone() == (count,)
 
 
+@pytest.mark.flight_sql(
+    "CreatePreparedStatement", "CommandPreparedStatementQuery", "ClosePreparedStatement", client="adbc"
+)
 def test_prepared_by_hand(connection: dbapi.Connection, served: Served) -> None:
     with adbc_driver_manager.AdbcStatement(connection.adbc_connection) as statement:
         statement.set_sql_query("select trade_id from market.trades where trade_id < ? order by 1")
@@ -82,12 +87,14 @@ def test_wide_rows_stay_below_the_message_limit(connection: dbapi.Connection) ->
         assert sum(len(value) for (value,) in cursor.fetchall()) == 60_000_000
 
 
+@pytest.mark.flight_sql("CommandGetSqlInfo", client="adbc")
 def test_what_the_server_says_of_itself(connection: dbapi.Connection) -> None:
     info = connection.adbc_get_info()
     assert info["vendor_name"] == "K2"
     assert info["vendor_version"] == f"duckdb v{duckdb.__version__}"
 
 
+@pytest.mark.flight_sql("CommandGetCatalogs", client="adbc")
 @pytest.mark.parametrize("depth", ["catalogs", "db_schemas", "tables", "all"])
 def test_objects_at_every_depth(connection: dbapi.Connection, depth: Any) -> None:
     (catalog,) = connection.adbc_get_objects(depth=depth).read_all().to_pylist()
@@ -111,6 +118,7 @@ def test_objects_at_every_depth(connection: dbapi.Connection, depth: Any) -> Non
     assert columns["price"]["xdbc_scope_table"] == "trades" and columns["price"]["xdbc_is_autoincrement"] is False
 
 
+@pytest.mark.flight_sql("CommandGetDbSchemas", client="adbc")
 @pytest.mark.parametrize(
     ("filters", "expected"),
     [
@@ -132,6 +140,7 @@ def test_objects_are_filtered(connection: dbapi.Connection, filters: dict[str, A
     assert names == expected
 
 
+@pytest.mark.flight_sql("CommandGetTables", "CommandGetTableTypes", client="adbc")
 def test_a_tables_schema_and_the_table_types(connection: dbapi.Connection) -> None:
     schema = connection.adbc_get_table_schema("trades", db_schema_filter="market")
     assert [(field.name, field.nullable) for field in schema] == [
@@ -182,12 +191,13 @@ def test_a_wrong_parameter_count(connection: dbapi.Connection) -> None:
 
 def test_what_may_not_be_changed_is_refused(connection: dbapi.Connection) -> None:
     with connection.cursor() as cursor:
-        with pytest.raises(dbapi.Error, match="market.trades is read-only"):
+        with pytest.raises(dbapi.Error, match=r"market\.trades is read-only"):
             cursor.executescript("delete from market.trades")
         with pytest.raises(dbapi.Error, match="run it as a query"):
             cursor.executescript("select 1")
 
 
+@pytest.mark.flight_sql("Handshake", client="adbc")
 def test_a_client_with_a_password_is_let_in(served: Served) -> None:
     with (
         dbapi.connect(served.uri, db_kwargs={"username": "a", "password": "b"}, autocommit=True) as connection,

@@ -169,8 +169,8 @@ def test_a_sessions_own_tables_are_shown_to_it_alone(java: Any, table: str, serv
 # -- statements
 
 
-@pytest.mark.flight_sql("CommandPreparedStatementQuery", "ActionCreatePreparedStatementRequest", client="jdbc")
-@pytest.mark.flight_sql("ActionClosePreparedStatementRequest", client="jdbc")
+@pytest.mark.flight_sql("CommandPreparedStatementQuery", "CreatePreparedStatement", client="jdbc")
+@pytest.mark.flight_sql("ClosePreparedStatement", client="jdbc")
 def test_execute_and_execute_query(java: Any, served: Served) -> None:
     """The driver prepares everything. It closes what a Statement prepared last; the rest goes when it is idle."""
     before = served.service.stats().prepared_statements
@@ -376,8 +376,8 @@ def test_scratch_lives_as_long_as_the_connection(java: Any, table: str, served: 
         rows(other, f"select i from {table}")
 
 
-@pytest.mark.flight_sql("CancelFlightInfo", client="jdbc")
 def test_cancel_ends_the_work_on_the_server(java: Any, served: Served) -> None:
+    """The driver drops its stream, and the server notices; it sends no CancelFlightInfo."""
     with jdbc.statement_of(java) as statement:
         result = statement.executeQuery("select a.range from range(10000000) a, range(1000) b")
         assert result.next()

@@ -306,7 +306,7 @@ def test_a_result_through_flight(served: Served, kind: Kind) -> None:
     assert same(answer.rows, expected(kind))
 
 
-@pytest.mark.flight_sql("CommandStatementQuery", "TicketStatementQuery", client="adbc")
+@pytest.mark.flight_sql("CommandPreparedStatementQuery", "TicketStatementQuery", client="adbc")
 def test_a_result_through_adbc(connection: dbapi.Connection, kind: Kind) -> None:
     with connection.cursor() as cursor:
         cursor.execute(values_of(kind))
