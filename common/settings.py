@@ -167,6 +167,9 @@ class FlightSettings(Settings):
     )
     spill_dir: Path | None = Field(None, description="where large sorts and joins spill; unset = they do not")
     spill_bytes_max: int = Field(32 * 1024**3, ge=1024**2, description="what they may spill, all together")
+    result_cache_bytes_max: int = Field(
+        64 * 1024**2, ge=0, description="small results kept for the same statement at the same cut; 0 = none"
+    )
     result_bytes_max: int | None = Field(
         None, ge=1024, description="Arrow bytes of one result; a larger one is refused there; unset = any size"
     )

@@ -30,6 +30,7 @@ from flight_server.engine.parameters import Row, count_mismatch, rows_of
 from flight_server.engine.pending import Pending
 from flight_server.engine.places import HomePlace, Place, PoolPlace
 from flight_server.engine.planner import Planner, Values
+from flight_server.engine.results import Key, ReadyResult, Results
 from flight_server.engine.running import RunningStatement, TablesChanged
 from flight_server.engine.scratch import SCRATCH_TABLE, SCRATCH_VIEW, scratch_tables
 from flight_server.engine.seam import Lake, TableInfo
@@ -114,6 +115,9 @@ class Engine:
         self._parsed: OrderedDict[str, Statement] = OrderedDict()
         self._parameters: OrderedDict[str, pa.Schema] = OrderedDict()
         self._sources = Sources(lake)
+        self._results = Results(bytes_max=settings.result_cache_bytes_max, registry=registry)
+        #: The names of tables that a cut does not cover.
+        self._uncut: frozenset[str] = frozenset()
         self._plans_lock = threading.Lock()
         self._tables_version = -1
         self._dialect: Dialect | None = None
@@ -317,7 +321,13 @@ class Engine:
             raise translated(error) from None
         if plan.source is not None:
             place.cut = plan.source.cut
-        self._pending.add(statement_id, place, plan.source)
+        key = self._key(plan, request, caller, place.cut)
+        ready = None if key is None else self._results.find(key)
+        if ready is not None:
+            place.unpin()
+            self._pending.add_ready(statement_id, ready)
+        else:
+            self._pending.add(statement_id, place, plan.source)
         return Announced(statement_id, plan.schema, place.cut, statement.is_ordered)
 
     def execute(
@@ -326,7 +336,7 @@ class Engine:
         caller: Caller | None = None,
         *,
         is_abandoned: Callable[[], bool] | None = None,
-    ) -> RunningStatement:
+    ) -> RunningStatement | ReadyResult:
         """Run a query, once per row of its parameters, all at one cut; the results follow each other.
 
         It is the cut that was announced, from its pin, or when that is gone read again. Returns when the first batch
@@ -335,6 +345,9 @@ class Engine:
         """
         if self._pending.is_cancelled(request.id):
             raise StatementCancelled("the statement was cancelled; send it again")
+        ready = self._pending.take_ready(request.id)
+        if ready is not None:
+            return ready
         pinned, source = self._pending.take(request.id)
         try:
             plan = self._plan(request, caller)
@@ -344,6 +357,9 @@ class Engine:
                 source = plan.source
                 if request.cut is not None and not plan.on_home:
                     source = self._sources.again(plan.statement, request.cut, plan.session, self._ready().parser)
+            key = self._key(plan, request, caller, request.cut)
+            if pinned is None and key is not None and (ready := self._results.find(key)) is not None:
+                return ready
             place = pinned or self._place(plan, source, caller)
             if pinned is not None and source is not None:
                 pinned.tables = self._ops(source, caller)
@@ -361,6 +377,7 @@ class Engine:
             is_abandoned=is_abandoned,
             pinned=pinned,
             source=source,
+            keep=None if key is None else lambda batches: self._results.keep(key, plan.schema, batches),
         )
 
     def run(
@@ -375,6 +392,7 @@ class Engine:
         is_abandoned: Callable[[], bool] | None = None,
         pinned: PoolPlace | None = None,
         source: Source | None = None,
+        keep: Callable[[list[pa.RecordBatch]], None] | None = None,
     ) -> RunningStatement:
         """Start a statement in its place, admitted and watched. Raises our errors; then nothing is held."""
         kind = statement.kind.value
@@ -407,6 +425,7 @@ class Engine:
             rows_max=self._settings.batch_rows_max,
             bytes_max=self._settings.batch_bytes_max,
             result_bytes_max=self._settings.result_bytes_max,
+            keep=keep,
             on_end=on_end,
         )
         self._open.inc()
@@ -484,6 +503,12 @@ class Engine:
         place.tables = tables
         return place
 
+    def _key(self, plan: _Plan, request: Request, caller: Caller | None, cut: str | None) -> Key | None:
+        """Under which the query's result may be kept; None when it may not."""
+        if plan.on_home or caller is None or (plan.source is not None and plan.source.ops):
+            return None
+        return self._results.key(plan.statement, caller.principal, request.parameters, cut, self._uncut)
+
     def _ops(self, source: Source | None, caller: Caller | None) -> dict[str, pa.Table]:
         """The tables of `ops` that a query reads, as the caller is to see them now."""
         if source is None or caller is None or not source.ops:
@@ -559,9 +584,11 @@ class Engine:
                     {(CATALOG, activity.OPS, name): columns for name, columns in activity.TABLES.items()},
                 )
                 self._dialect = self._dialect or dialect_of(cursor)
+                self._results.learn(cursor)
             except duckdb.Error as error:
                 raise translated(error) from None
         self._planner = planner
+        self._uncut = frozenset(table.name.lower() for table in self._lake.tables() if table.schema == RESEARCH)
         self._tables_version = version
 
     def _plan_anew(self) -> None:

@@ -11,6 +11,7 @@ from collections import OrderedDict
 
 from common.clock import Clock
 from flight_server.engine.places import PoolPlace
+from flight_server.engine.results import ReadyResult
 from flight_server.engine.sources import Source
 
 #: Ids of cancelled statements that are remembered, so that their tickets are refused.
@@ -26,6 +27,7 @@ class Pending:
         self._pin_s_max = pin_s_max
         self._lock = threading.Lock()
         self._held: OrderedDict[bytes, tuple[PoolPlace, Source | None, float]] = OrderedDict()
+        self._ready: OrderedDict[bytes, ReadyResult] = OrderedDict()
         self._cancelled: OrderedDict[bytes, None] = OrderedDict()
 
     def __len__(self) -> int:
@@ -40,6 +42,17 @@ class Pending:
                 _, (gone, *_) = self._held.popitem(last=False)
         if gone is not None:
             gone.unpin()
+
+    def add_ready(self, statement_id: bytes, result: ReadyResult) -> None:
+        """Hold a result that is there already, until it is asked for or others have taken its room."""
+        with self._lock:
+            self._ready[statement_id] = result
+            if len(self._ready) > self._count_max:
+                self._ready.popitem(last=False)
+
+    def take_ready(self, statement_id: bytes) -> ReadyResult | None:
+        """The result that is there already, once."""
+        return self._ready.pop(statement_id, None)
 
     def take(self, statement_id: bytes) -> tuple[PoolPlace | None, Source | None]:
         """The place and its source, once; the caller enters or unpins it."""
@@ -60,9 +73,10 @@ class Pending:
             self._cancelled[statement_id] = None
             if len(self._cancelled) > _CANCELLED_MAX:
                 self._cancelled.popitem(last=False)
+        ready = self.take_ready(statement_id)
         place, _ = self.take(statement_id)
         if place is None:
-            return False
+            return ready is not None
         place.unpin()
         return True
 

@@ -123,6 +123,8 @@ class Home:
         self.cut: str | None = None
         #: Names of the scratch tables and views, lower case; of the last committed or running statement.
         self.scratch: frozenset[str] = frozenset()
+        #: Those that are views.
+        self.views: frozenset[str] = frozenset()
         self._cursor = cursor
         self._gathered_bytes_max = gathered_bytes_max
         self._turn = threading.Lock()
@@ -195,10 +197,11 @@ class Home:
     def learn_scratch(self) -> None:
         """Read again which scratch there is. The caller has the turn."""
         names = self._cursor.execute(
-            "SELECT lower(table_name) FROM duckdb_tables() WHERE temporary "
-            "UNION SELECT lower(view_name) FROM duckdb_views() WHERE temporary AND NOT internal"
+            "SELECT lower(table_name), false FROM duckdb_tables() WHERE temporary "
+            "UNION SELECT lower(view_name), true FROM duckdb_views() WHERE temporary AND NOT internal"
         ).fetchall()
-        self.scratch = frozenset(name for (name,) in names)
+        self.scratch = frozenset(name for name, _ in names)
+        self.views = frozenset(name for name, is_view in names if is_view)
 
     def close(self) -> None:
         """End everything; returns at once when a statement is running, which then ends by being interrupted."""

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 
 import pyarrow as pa
 
+from flight_server.engine.results import ReadyResult
 from flight_server.engine.running import RunningStatement
 
 #: Batches held beyond the one being sent: enough to keep both sides busy, at most 16 MiB at the default batch size.
@@ -23,7 +24,7 @@ _ROWS_OF_MANY = 8_192
 class ReadAhead:
     """Iterate it to the end, or `close` it; both end the statement. One consumer."""
 
-    def __init__(self, statement: RunningStatement) -> None:
+    def __init__(self, statement: RunningStatement | ReadyResult) -> None:
         self._statement = statement
         self._ready: deque[pa.RecordBatch | BaseException | None] = deque()
         self._changed = threading.Condition()

@@ -21,6 +21,9 @@ from flight_server.engine.places import Place
 from flight_server.engine.planner import Values
 from flight_server.engine.shapes import in_utc, sliced, without_dictionaries
 
+#: A larger result is not worth keeping: it takes longer to send than to find.
+ENTRY_BYTES_MAX = 256 * 1024
+
 #: Called once at the end: status word, rows, bytes.
 OnEnd = Callable[[str, int, int], None]
 
@@ -43,10 +46,12 @@ class RunningStatement:
         bytes_max: int,
         on_end: OnEnd,
         result_bytes_max: int | None = None,
+        keep: Callable[[list[pa.RecordBatch]], None] | None = None,
     ) -> None:
         """`runs` are the parameter sets, one execution each, all at the same cut; `schema` is what was promised, None
         when nothing was and the result is taken as it comes. `text_on` gives the text to be run in place of `text` once
-        the cut is fixed, which may take part in it."""
+        the cut is fixed, which may take part in it. `keep` is given the whole of a small result that was read to its
+        end."""
         self._schema = schema
         self._text = text
         self._text_on = text_on
@@ -56,6 +61,8 @@ class RunningStatement:
         self._bytes_max = bytes_max
         self._result_bytes_max = result_bytes_max
         self._on_end = on_end
+        self._keep = keep
+        self._kept: list[pa.RecordBatch] = []
         self._cursor: duckdb.DuckDBPyConnection | None = None
         self._reason: K2Error | None = None
         self._ended = False
@@ -119,9 +126,15 @@ class RunningStatement:
             self._check()
         if batch is None:
             self._end("ok")
+            if self._keep is not None:
+                self._keep(self._kept)
             return None
         self._rows += batch.num_rows
         self._bytes += batch.nbytes
+        if self._keep is not None:
+            self._kept.append(batch)
+            if self._bytes > ENTRY_BYTES_MAX:
+                self._keep, self._kept = None, []
         if self._result_bytes_max is not None and self._bytes > self._result_bytes_max:
             raise self._fail(
                 LimitExceeded(

@@ -14,11 +14,11 @@ from dataclasses import dataclass, replace
 
 import duckdb
 
-from common.errors import InvalidStatement
+from common.errors import InvalidStatement, Unsupported
 from flight_server.engine.activity import OPS, TABLES
 from flight_server.engine.rewrite import TableRef, Tree, as_of_text, rewritten, tables_of, tree_of
 from flight_server.engine.seam import Lake
-from flight_server.engine.session_options import CATALOG, MARKET
+from flight_server.engine.session_options import CATALOG, MARKET, RESEARCH
 from flight_server.engine.sessions import Session
 from flight_server.engine.statements import Statement, StatementKind
 from flight_server.storage.as_of import parse_as_of
@@ -96,6 +96,13 @@ class Sources:
         if not statement.reads_tables or not (as_of or "at" in statement.words or OPS in statement.words):
             return None
         schema = session.options.schema if session is not None else MARKET
+        if as_of and session is not None and session.home is not None:
+            views = session.home.views & statement.words
+            if views:
+                raise Unsupported(
+                    f"the session reads everything as of an instant, and its view {min(views)} cannot be read so; "
+                    "write its query into the statement, or set k2.as_of back"
+                )
         return self._resolved(statement, schema, as_of, parser)
 
     def _resolved(
@@ -116,8 +123,9 @@ class Sources:
             if ref.at is not None and not only:
                 with parser() as cursor:
                     wanted = as_of_text(ref.at, cursor)
-            if wanted and (ref.at is not None or self._is_market(ref, schema)):
-                table = f"{ref.schema or schema}.{ref.name}".lower()
+            where = self._schema_of(ref, schema)
+            if wanted and (ref.at is not None or where == MARKET):
+                table = f"{where}.{ref.name}".lower()
                 cuts[ref] = (table, self._lake.table_cut(table, parse_as_of(wanted)))
         if not cuts and not ops:
             return None
@@ -157,10 +165,12 @@ class Sources:
                     self._trees.popitem(last=False)
         return found
 
-    def _is_market(self, ref: TableRef, schema: str) -> bool:
+    def _schema_of(self, ref: TableRef, schema: str) -> str:
+        """The schema that a reference means, as names are looked up."""
         if ref.schema:
-            return ref.schema.lower() == MARKET
-        return any(table.schema == MARKET and table.name == ref.name.lower() for table in self._lake.tables())
+            return ref.schema.lower()
+        found = {table.schema for table in self._lake.tables() if table.name == ref.name.lower()}
+        return next((place for place in (schema, MARKET, RESEARCH) if place in found), schema)
 
 
 def _is_ops(ref: TableRef) -> bool:

@@ -20,6 +20,7 @@ from common.errors import InvalidStatement, PermissionDenied, Unsupported
 from flight_server.engine.changes import Change, change_of
 from flight_server.engine.control import Kill, SetOptions, TransactionVerb, kill_of, options_of, transaction_of
 from flight_server.engine.errors import translated
+from flight_server.engine.file_names import refuse_files
 from flight_server.engine.tokens import outermost, tokens_of
 
 
@@ -40,9 +41,9 @@ class Statement:
 
     `text` is what the engine runs; `query` is the part of it that can stand in a subquery (the explained one for
     EXPLAIN). `parameters` are the names in the order of binding: "1", "2" for `?` and `$1`. `reads_tables` is False
-    only when the text cannot name a table at all. `words` are all names in it, lower case; `is_ordered`
-    tells of an ORDER BY over the whole result. `detail` is what a statement
-    that is no query is about.
+    only when the text cannot name a table at all. `words` are all names in it, lower case, `calls` those before a
+    parenthesis; `is_ordered` tells of an ORDER BY over the whole result. `detail` is what a statement that is no query
+    is about.
     """
 
     text: str
@@ -51,6 +52,7 @@ class Statement:
     parameters: tuple[str, ...]
     reads_tables: bool
     words: frozenset[str] = frozenset()
+    calls: frozenset[str] = frozenset()
     is_ordered: bool = False
     detail: Change | SetOptions | TransactionVerb | Kill | None = None
 
@@ -72,7 +74,12 @@ _TABLE_FUNCTIONS = frozenset(
     """.split()  # noqa: SIM905  (reads better than forty quoted strings)
 )
 #: Scalar functions and views with an effect or a secret.
-_REFUSED_NAMES = frozenset({"write_log", "duckdb_logs", "duckdb_secrets", "json_execute_serialized_sql"})
+_REFUSED_NAMES = frozenset(
+    """
+    write_log duckdb_logs duckdb_secrets json_execute_serialized_sql current_setting pg_settings sqlite_master
+    sqlite_schema sqlite_temp_master sqlite_temp_schema
+    """.split()  # noqa: SIM905
+)
 
 #: Kinds of DuckDB's that may change a session's own tables.
 _CHANGES = frozenset(
@@ -147,6 +154,7 @@ def parse(sql: str, parser: duckdb.DuckDBPyConnection, table_functions: Set[str]
     if statement.type != duckdb.StatementType.SELECT and statement.type not in _CHANGES:
         raise _refusal(statement.type)
     words = _checked_words(text, table_functions)
+    refuse_files(tokens_of(text), is_change=statement.type in _CHANGES)
     parameters = _in_order(statement.named_parameters, text)
     if statement.type in _CHANGES:
         change = change_of(text, statement.type)
@@ -159,6 +167,7 @@ def parse(sql: str, parser: duckdb.DuckDBPyConnection, table_functions: Set[str]
         parameters=parameters,
         reads_tables=_NAMES_TABLE.search(query) is not None,
         words=words,
+        calls=frozenset(word for word, following in _words(text) if following == "("),
         is_ordered=any(token.says("order") for token in outermost(tokens_of(query))),
     )
 

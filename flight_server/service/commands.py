@@ -30,7 +30,6 @@ from flight_server.service import server_info
 from flight_server.service.prepared import PreparedStatements
 from flight_server.service.streaming import stream_of, table_stream
 
-
 _PRINTS_MAX = 2_048
 
 

@@ -19,12 +19,13 @@ import pyarrow as pa
 from pyarrow import flight
 
 from flight_server.engine.read_ahead import ReadAhead
+from flight_server.engine.results import ReadyResult
 from flight_server.engine.running import RunningStatement
 from flight_server.engine.shapes import empty_batch
 from flight_server.service.status import on_the_wire
 
 
-def stream_of(statement: RunningStatement, log: Callable[[], Any]) -> flight.FlightDataStream:
+def stream_of(statement: RunningStatement | ReadyResult, log: Callable[[], Any]) -> flight.FlightDataStream:
     """The statement's result; its cut comes as app_metadata of the first batch, `{"cut": "..."}`."""
     items = _items(statement, log)
     next(items)
@@ -36,7 +37,7 @@ def table_stream(table: pa.Table) -> flight.FlightDataStream:
     return flight.RecordBatchStream(table)
 
 
-def _items(statement: RunningStatement, log: Callable[[], Any]) -> Generator[Any, None, None]:
+def _items(statement: RunningStatement | ReadyResult, log: Callable[[], Any]) -> Generator[Any, None, None]:
     """First None, then what GeneratorStream takes: a batch, or a batch with the metadata that travels beside it."""
     batches = ReadAhead(statement)
     try:

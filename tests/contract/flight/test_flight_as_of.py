@@ -136,7 +136,7 @@ def test_a_snapshot_and_a_time(live: Live, client: Client) -> None:
     trades = f"from (select count(*) as n, max(trade_id) as last from market.trades at (version => {snapshot}))"
     assert client.rows(trades) == [then]
     assert client.rows("select count(*) as n from market.trades at (timestamp => '2001-01-01 00:00:00')") == [{"n": 0}]
-    assert client.rows(f"select count(*) as n from trades at (timestamp => now())")[0]["n"] >= then["n"]
+    assert client.rows("select count(*) as n from trades at (timestamp => now())")[0]["n"] >= then["n"]
     with pytest.raises(pa.ArrowKeyError, match="no snapshot 12345"):
         client.rows("from market.trades at (version => 12345)")
     with pytest.raises(pa.ArrowInvalid, match="no instant of the past"):
@@ -177,3 +177,19 @@ def test_as_of_in_a_transaction_and_beside_scratch(live: Live, client: Client) -
     assert client.rows(at, transaction) == [{"n": then["n"]}]
     client.end(transaction, commit=False)
     assert client.rows(at) == [{"n": then["n"]}]
+
+
+def test_a_view_of_the_sessions_own_is_not_read_as_of_now_by_mistake(live: Live, client: Client) -> None:
+    cut = cut_of(client.info(COUNT))
+    client.rows("create view recent as select count(*) as n from market.trades")
+    assert client.set(k2__as_of=cut) == {}
+    with pytest.raises(pa.ArrowNotImplementedError, match="its view recent"):
+        client.rows("from recent")
+
+
+def test_a_research_table_as_of_its_snapshot(live: Live, client: Client) -> None:
+    client.rows("create table research.notes as select 1 as a")
+    with pytest.raises(pa.ArrowKeyError, match="no such snapshot"):
+        client.rows("from notes at (version => 12345)")
+    assert client.rows("select count(*) as n from notes at (timestamp => now())") == [{"n": 1}]
+    client.rows("drop table research.notes")
