@@ -110,6 +110,7 @@ _ADVICE = {
     duckdb.StatementType.PREPARE: "use the client's prepared statements",
     duckdb.StatementType.EXECUTE: "use the client's prepared statements",
 }
+_ZONE_ASKED = re.compile(r"\bcurrent_setting\s*\(\s*'timezone'\s*\)", re.IGNORECASE)
 _SPACE = re.compile(r"(?:\s|--[^\n]*(?:\n|\Z)|/\*.*?\*/)*", re.DOTALL)
 _WORD = re.compile(r'"(?P<quoted>(?:[^"]|"")*)"|[^\W\d]\w*')
 _EXPLAIN = re.compile(r"explain\b", re.IGNORECASE)
@@ -224,8 +225,10 @@ def _words(text: str) -> Iterator[tuple[str, str]]:
 
 def _checked_words(text: str, table_functions: Set[str]) -> frozenset[str]:
     """Every name in the text, none of which is a function that is not allowed."""
-    words = set()
-    for word, following in _words(text):
+    # The one setting that is no secret; with it out of the text any other mention of the function is refused.
+    rest, asked = _ZONE_ASKED.subn("'timezone'", text)
+    words = {"current_setting"} if asked else set()
+    for word, following in _words(rest):
         words.add(word)
         refused = word in table_functions and word not in _TABLE_FUNCTIONS and following == "("
         if refused or word in _REFUSED_NAMES:
