@@ -11,11 +11,14 @@ from tests.support.processes import Process
 
 
 class K2Server:
-    """`k2 serve` as a process of its own, over the lake in `folder`; `env` goes on top of this process's."""
+    """`k2 serve` as a process of its own, over the lake in `folder`; `env` goes on top of this process's.
+
+    It keeps no results unless `env` says so: the same query again and again would measure the keeping.
+    """
 
     def __init__(self, folder: Path, **env: str) -> None:
         self._folder = folder
-        self._env = {"K2_TELEMETRY_LOG_LEVEL": "warning"} | env
+        self._env = {"K2_TELEMETRY_LOG_LEVEL": "warning", "K2_FLIGHT_RESULT_CACHE_BYTES_MAX": "0"} | env
         self.uri = ""
 
     def __enter__(self) -> K2Server:
