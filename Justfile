@@ -51,9 +51,10 @@ down:
 lock *ARGS:
     uv run --no-project python .ci/lock.py {{ ARGS }}
 
-# docs/settings.md from common/settings.py
+# docs/settings.md from common/settings.py, and the tables of docs/flight-sql.md from the tests
 docs:
     uv run python docs/settings_page.py
+    uv run python docs/flight_sql_page.py
 
 # all of the above that a change has to pass
 ci:

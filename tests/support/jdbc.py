@@ -13,6 +13,7 @@ import shutil
 import signal
 import subprocess
 import tempfile
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ _SHA256 = "3f418b46c880e263558c5de669bdbede2c5d4375527ced116fb29f795b03704c"
 _ARTIFACT = f"org.apache.arrow:flight-sql-jdbc-driver:{VERSION}"
 _GOAL = "org.apache.maven.plugins:maven-dependency-plugin:3.6.1:copy"
 _ATTEMPTS = 3
+_PAUSE_S = 3.0
 #: Small and quick to start; the driver reads Arrow buffers through java.nio; instants are shown in UTC.
 _OPTIONS = (
     "-Xmx512m",
@@ -50,7 +52,8 @@ def driver_jar() -> Path:
         return complete
     cache.mkdir(parents=True, exist_ok=True)
     said = ""
-    for _ in range(_ATTEMPTS):
+    for attempt in range(_ATTEMPTS):
+        time.sleep(_PAUSE_S * attempt)
         with tempfile.TemporaryDirectory(dir=cache) as work:
             command = ["mvn", "-q", "-B", _GOAL, f"-Dartifact={_ARTIFACT}", f"-DoutputDirectory={work}"]
             done = subprocess.run(command, cwd=work, capture_output=True, text=True, check=False)

@@ -13,6 +13,7 @@ import os
 import shutil
 import subprocess
 import tempfile
+import time
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from tests.support.missing import MissingTool
 
 _FOLDER = Path(__file__).resolve().parents[1] / "contract" / "flight" / "npm"
 _ATTEMPTS = 3
+_PAUSE_S = 3.0
 _ANSWER_S_MAX = 60
 
 
@@ -36,7 +38,8 @@ def modules() -> Path:
     cache.mkdir(parents=True, exist_ok=True)
     command = ["npm", "install", "--no-audit", "--no-fund", "--no-package-lock", "--ignore-scripts"]
     said = ""
-    for _ in range(_ATTEMPTS):
+    for attempt in range(_ATTEMPTS):
+        time.sleep(_PAUSE_S * attempt)
         with tempfile.TemporaryDirectory(dir=cache) as work:
             filling = Path(work) / "npm"
             filling.mkdir()
