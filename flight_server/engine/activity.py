@@ -6,11 +6,11 @@ A session's id here is not its cookie, which would let whoever reads it take the
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 import pyarrow as pa
 
 from flight_server.engine.places import Home
+from flight_server.engine.seam import ListedTable
 from flight_server.engine.session_options import CATALOG
 from flight_server.engine.sessions import Caller, Session
 from flight_server.engine.watchdog import About
@@ -52,20 +52,9 @@ KIND = "SYSTEM TABLE"
 _TEXT_MAX = 4_096
 
 
-@dataclass(frozen=True)
-class OpsTable:
-    """One of the tables as catalogs show it."""
-
-    catalog: str
-    schema: str
-    name: str
-    kind: str
-    arrow_schema: pa.Schema
-
-
-def listed() -> list[OpsTable]:
+def listed() -> list[ListedTable]:
     """The tables as catalogs show them."""
-    return [OpsTable(CATALOG, OPS, name, KIND, columns) for name, columns in TABLES.items()]
+    return [ListedTable(CATALOG, OPS, name, KIND, columns) for name, columns in TABLES.items()]
 
 
 def rows_of(

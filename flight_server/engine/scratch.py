@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import pyarrow as pa
 
 from flight_server.engine.places import Home
+from flight_server.engine.seam import ListedTable
 from flight_server.engine.shapes import without_dictionaries
 
 #: The types under which a session's own tables are listed.
@@ -14,18 +13,7 @@ SCRATCH_TABLE = "LOCAL TEMPORARY"
 SCRATCH_VIEW = "VIEW"
 
 
-@dataclass(frozen=True)
-class ScratchTable:
-    """One table or view of the session's."""
-
-    catalog: str
-    schema: str
-    name: str
-    kind: str
-    arrow_schema: pa.Schema
-
-
-def scratch_tables(home: Home) -> list[ScratchTable]:
+def scratch_tables(home: Home) -> list[ListedTable]:
     """All of them, with their columns; true nullability for tables."""
     cursor = home.take(None, lambda: False)
     try:
@@ -40,7 +28,7 @@ def scratch_tables(home: Home) -> list[ScratchTable]:
             schema = without_dictionaries(cursor.execute(f"SELECT * FROM {relation} LIMIT 0").to_arrow_reader(1).schema)
             fields = [field.with_nullable(nullable.get(field.name, True)) for field in schema]
             kind = SCRATCH_VIEW if is_view else SCRATCH_TABLE
-            found.append(ScratchTable("temp", "main", name, kind, pa.schema(fields)))
+            found.append(ListedTable("temp", "main", name, kind, pa.schema(fields)))
         return found
     finally:
         home.give_back()

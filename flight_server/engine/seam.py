@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import pyarrow as pa
@@ -25,6 +26,17 @@ class TableInfo(Protocol):
     def kind(self) -> str: ...
     @property
     def arrow_schema(self) -> pa.Schema: ...
+
+
+@dataclass(frozen=True)
+class ListedTable:
+    """A table that the engine itself has to show."""
+
+    catalog: str
+    schema: str
+    name: str
+    kind: str
+    arrow_schema: pa.Schema
 
 
 class Lake(Protocol):

@@ -373,6 +373,21 @@ def test_order_is_said(one: Client) -> None:
 # -- cancelling
 
 
+def reading(client: Client, info: flight.FlightInfo) -> tuple[threading.Thread, list[BaseException]]:
+    """A thread that reads the result, and what it was told instead."""
+    told: list[BaseException] = []
+
+    def read() -> None:
+        try:
+            client.flight.do_get(info.endpoints[0].ticket).read_all()
+        except (pa.ArrowException, KeyboardInterrupt) as error:
+            told.append(error)
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    return reader, told
+
+
 def long_info(client: Client) -> flight.FlightInfo:
     return client.info("select sum(a.range * b.range) as n from range(10000000) a, range(10000000) b, market.trades")
 
@@ -380,16 +395,7 @@ def long_info(client: Client) -> flight.FlightInfo:
 @pytest.mark.parametrize("action", ["CancelFlightInfo", "CancelQuery"])
 def test_a_running_statement_is_cancelled(served: Served, one: Client, action: str) -> None:
     info = long_info(one)
-    told: list[BaseException] = []
-
-    def read() -> None:
-        try:
-            one.flight.do_get(info.endpoints[0].ticket).read_all()
-        except (pa.ArrowException, KeyboardInterrupt) as error:
-            told.append(error)
-
-    reader = threading.Thread(target=read)
-    reader.start()
+    reader, told = reading(one, info)
     while not served.service.stats().open_statements:
         threading.Event().wait(0.005)
     cancel(one, action, info)
@@ -435,16 +441,7 @@ def test_sessions_and_statements_are_tables(served: Served, one: Client, two: Cl
 
 def test_a_running_statement_is_listed_and_killed(served: Served, one: Client, two: Client) -> None:
     info = long_info(one)
-    told: list[BaseException] = []
-
-    def read() -> None:
-        try:
-            one.flight.do_get(info.endpoints[0].ticket).read_all()
-        except (pa.ArrowException, KeyboardInterrupt) as error:
-            told.append(error)
-
-    reader = threading.Thread(target=read)
-    reader.start()
+    reader, told = reading(one, info)
     found: list[dict[str, Any]] = []
     while not found:
         found = two.rows("select * from ops.statements where text like '%range(10000000)%'")
