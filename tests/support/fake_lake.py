@@ -16,10 +16,13 @@ from typing import Any
 import pyarrow as pa
 
 from common.datasets import DATASETS
-from common.errors import K2Error
+from common.errors import K2Error, SnapshotNotFound
+from common.offsets import PartitionOffsets
 from common.schemas.arrow import table_schema
 from common.settings import FlightSettings, LakeSettings
+from flight_server.storage.as_of import AsOf, AsOfCut, table_cut
 from flight_server.storage.database import Database
+from flight_server.storage.read_view import TableCut
 from flight_server.storage.research import ResearchTables
 from flight_server.storage.research_views import ResearchViews
 
@@ -116,6 +119,21 @@ class FakeLake:
             FakeTable("k2", "research", name, "TABLE", schema)
             for name, schema in self._research_views.schemas().items()
         ]
+
+    def table_cut(self, table: str, as_of: AsOf) -> TableCut:
+        """The market has no earlier states here; research has its own."""
+        schema, _, name = table.partition(".")
+        if schema != "research":
+            raise SnapshotNotFound(f"{table} has no earlier state: its rows are made up")
+        if isinstance(as_of, AsOfCut):
+            return table_cut(table, as_of)
+        return TableCut(self.research.snapshot_at(name, as_of), PartitionOffsets())
+
+    def select_at(self, cursor: Any, table: str, wanted: TableCut) -> str:
+        name = table.partition(".")[2]
+        if wanted.snapshot_id is None:
+            raise SnapshotNotFound(f"{table} has no earlier state")
+        return self.research.select_at(name, wanted.snapshot_id)
 
     @property
     def research_version(self) -> int:
