@@ -185,6 +185,13 @@ class FlightSettings(Settings):
     pending_statements_max: int = Field(
         1_024, ge=1, le=100_000, description="statements announced and not yet read whose cut is pinned"
     )
+    endpoints_max: int | None = Field(
+        None,
+        ge=1,
+        le=64,
+        description="parts that the result of a scan of a large table comes in, for clients that read them at once; "
+        "unset = one for two cores",
+    )
     pin_s_max: float = Field(60.0, gt=0, le=3600, description="how long such a cut stays pinned")
     ticket_s_max: float = Field(
         600.0, gt=0, le=86_400, description="how long a ticket is good for, if it is not renewed"

@@ -54,7 +54,12 @@ class LoginLimiter:
     def wait_s(self, *keys: Key) -> float:
         """Seconds until every key may try again; 0.0 when now."""
         now_s = self._clock.monotonic_s()
-        locked_s = (self._records[key].locked_until_s - now_s for key in keys if key in self._records)
+        # Bounded again: a sum and a difference of floats may come out a hair above what went in.
+        locked_s = (
+            min(self._records[key].locked_until_s - now_s, self._policies[key[0]].lock_s_max)
+            for key in keys
+            if key in self._records
+        )
         return max(0.0, max(locked_s, default=0.0))
 
     def failed(self, *keys: Key) -> None:

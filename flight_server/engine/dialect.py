@@ -19,6 +19,27 @@ class Dialect:
     system_functions: list[str]
 
 
+#: Words whose values differ from time to time, from session to session, or by chance, whatever the engine says of them.
+VARYING_WORDS = frozenset(
+    """
+    current_timestamp current_time current_date localtime localtimestamp today now age ago user session_user
+    current_user current_role current_setting getvariable sample tablesample
+    """.split()  # noqa: SIM905  (reads better than twenty quoted strings)
+)
+
+
+@dataclass(frozen=True)
+class Consistent:
+    """Names before a parenthesis, lower case, that give the same for the same arguments each time.
+
+    `scalars` make one value out of one row; `functions` are these and the aggregates. Both have what stands before a
+    parenthesis and calls nothing: AS, IN, OVER, types.
+    """
+
+    scalars: frozenset[str] = frozenset()
+    functions: frozenset[str] = frozenset()
+
+
 _SYSTEM_FUNCTIONS = ["current_catalog", "current_database", "current_schema", "current_schemas", "typeof", "version"]
 
 
@@ -47,3 +68,24 @@ def dialect_of(cursor: duckdb.DuckDBPyConnection) -> Dialect:
         datetime_functions=taking("DATE", "TIME", "INTERVAL"),
         system_functions=_SYSTEM_FUNCTIONS,
     )
+
+
+def consistent_of(cursor: duckdb.DuckDBPyConnection) -> Consistent:
+    """The consistent functions of the database that the cursor is on. Raises duckdb.Error."""
+
+    def names(query: str) -> frozenset[str]:
+        return frozenset(name for (name,) in cursor.execute(query).fetchall())
+
+    words = names(
+        "SELECT lower(keyword_name) FROM duckdb_keywords() UNION SELECT lower(type_name) FROM duckdb_types() "
+        "EXCEPT SELECT lower(function_name) FROM duckdb_functions()"
+    )
+    scalars = names(
+        "SELECT lower(function_name) FROM duckdb_functions() GROUP BY 1 "
+        "HAVING bool_and(function_type = 'scalar' AND stability = 'CONSISTENT')"
+    )
+    functions = names(
+        "SELECT lower(function_name) FROM duckdb_functions() WHERE function_type IN ('scalar', 'aggregate') GROUP BY 1 "
+        "HAVING bool_and(stability IS NULL AND function_type = 'aggregate' OR stability = 'CONSISTENT')"
+    )
+    return Consistent(words | scalars, words | functions | {"range", "generate_series", "unnest"})

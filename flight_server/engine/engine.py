@@ -7,6 +7,7 @@ but a session's own scratch and the namespace `research` can be changed.
 
 from __future__ import annotations
 
+import os
 import secrets
 import threading
 from collections import OrderedDict
@@ -24,7 +25,7 @@ from common.settings import FlightSettings
 from flight_server.engine import activity
 from flight_server.engine.admission import Admission
 from flight_server.engine.cursors import CursorPool
-from flight_server.engine.dialect import Dialect, dialect_of
+from flight_server.engine.dialect import Dialect, consistent_of, dialect_of
 from flight_server.engine.errors import translated
 from flight_server.engine.parameters import Row, count_mismatch, rows_of
 from flight_server.engine.pending import Pending
@@ -36,7 +37,7 @@ from flight_server.engine.scratch import SCRATCH_TABLE, SCRATCH_VIEW, scratch_ta
 from flight_server.engine.seam import Lake, TableInfo
 from flight_server.engine.session_options import CATALOG, MARKET, RESEARCH
 from flight_server.engine.sessions import Caller, Session, Sessions
-from flight_server.engine.sources import Source, Sources, relation_of
+from flight_server.engine.sources import Part, Source, Sources, relation_of
 from flight_server.engine.statements import Statement, StatementKind
 from flight_server.engine.watchdog import About, Watchdog
 
@@ -78,6 +79,8 @@ class Announced:
     schema: pa.Schema
     cut: str | None
     ordered: bool
+    #: More ids where the result comes in several parts: one for each part but the last, which has `id`.
+    others: tuple[bytes, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -89,6 +92,7 @@ class Request:
     id: bytes = b""
     cut: str | None = None
     transaction_id: bytes | None = None
+    is_part: bool = False
 
 
 class Engine:
@@ -317,18 +321,27 @@ class Engine:
         place = PoolPlace(self._cursors, self._cut)
         try:
             place.pin()
-        except duckdb.Error as error:
+            if plan.source is not None:
+                place.cut = plan.source.cut
+            key = self._key(plan, request, caller, place.cut)
+            ready = None if key is None else self._results.find(key)
+            parts = self._parted(plan, place) if ready is None else []
+        except Exception as error:  # noqa: BLE001  (whatever it is, the pin goes back)
+            place.unpin()
             raise translated(error) from None
-        if plan.source is not None:
-            place.cut = plan.source.cut
-        key = self._key(plan, request, caller, place.cut)
-        ready = None if key is None else self._results.find(key)
         if ready is not None:
             place.unpin()
             self._pending.add_ready(statement_id, ready)
-        else:
-            self._pending.add(statement_id, place, plan.source)
-        return Announced(statement_id, plan.schema, place.cut, statement.is_ordered)
+            return Announced(statement_id, plan.schema, place.cut, statement.is_ordered)
+        others = []
+        for part in parts[:-1]:
+            # Of files alone, which never change: it needs no transaction.
+            elsewhere = PoolPlace(self._cursors, None)
+            elsewhere.cut = place.cut
+            others.append(secrets.token_bytes(12))
+            self._pending.add(others[-1], elsewhere, part)
+        self._pending.add(statement_id, place, parts[-1] if parts else plan.source)
+        return Announced(statement_id, plan.schema, place.cut, statement.is_ordered, tuple(others))
 
     def execute(
         self,
@@ -355,6 +368,11 @@ class Engine:
                 raise InvalidStatement("the statement changes something; it cannot be run by its ticket again")
             if pinned is None:
                 source = plan.source
+                if request.is_part:
+                    raise Unavailable(
+                        "this part of the result is not held any more, for it was read already or came too late; run "
+                        "the statement again"
+                    )
                 if request.cut is not None and not plan.on_home:
                     source = self._sources.again(plan.statement, request.cut, plan.session, self._ready().parser)
             key = self._key(plan, request, caller, request.cut)
@@ -377,7 +395,9 @@ class Engine:
             is_abandoned=is_abandoned,
             pinned=pinned,
             source=source,
-            keep=None if key is None else lambda batches: self._results.keep(key, plan.schema, batches),
+            keep=None
+            if key is None or request.is_part
+            else lambda batches: self._results.keep(key, plan.schema, batches),
         )
 
     def run(
@@ -391,7 +411,7 @@ class Engine:
         statement_id: bytes = b"",
         is_abandoned: Callable[[], bool] | None = None,
         pinned: PoolPlace | None = None,
-        source: Source | None = None,
+        source: Source | Part | None = None,
         keep: Callable[[list[pa.RecordBatch]], None] | None = None,
     ) -> RunningStatement:
         """Start a statement in its place, admitted and watched. Raises our errors; then nothing is held."""
@@ -492,7 +512,7 @@ class Engine:
         """The planner as the tables are now. Raises Unavailable when the server does not serve."""
         return self._ready()
 
-    def _place(self, plan: _Plan, source: Source | None, caller: Caller | None) -> Place:
+    def _place(self, plan: _Plan, source: Source | Part | None, caller: Caller | None) -> Place:
         if plan.statement.reads_tables:
             self._lake.check_ready()
         tables = self._ops(source, caller)
@@ -503,13 +523,20 @@ class Engine:
         place.tables = tables
         return place
 
+    def _parted(self, plan: _Plan, place: PoolPlace) -> list[Part]:
+        """The parts that the result is to come in; none when it is one stream."""
+        count = self._settings.endpoints_max or max(1, (os.cpu_count() or 1) // 2)
+        if count < 2 or plan.source is not None or place.pinned is None:
+            return []
+        return self._sources.parted(plan.statement, place.cut, place.pinned, self._ready().parser, count=count)
+
     def _key(self, plan: _Plan, request: Request, caller: Caller | None, cut: str | None) -> Key | None:
         """Under which the query's result may be kept; None when it may not."""
         if plan.on_home or caller is None or (plan.source is not None and plan.source.ops):
             return None
         return self._results.key(plan.statement, caller.principal, request.parameters, cut, self._uncut)
 
-    def _ops(self, source: Source | None, caller: Caller | None) -> dict[str, pa.Table]:
+    def _ops(self, source: Source | Part | None, caller: Caller | None) -> dict[str, pa.Table]:
         """The tables of `ops` that a query reads, as the caller is to see them now."""
         if source is None or caller is None or not source.ops:
             return {}
@@ -584,7 +611,9 @@ class Engine:
                     {(CATALOG, activity.OPS, name): columns for name, columns in activity.TABLES.items()},
                 )
                 self._dialect = self._dialect or dialect_of(cursor)
-                self._results.learn(cursor)
+                consistent = consistent_of(cursor)
+                self._results.learn(consistent)
+                self._sources.learn(consistent)
             except duckdb.Error as error:
                 raise translated(error) from None
         self._planner = planner

@@ -12,7 +12,7 @@ from collections import OrderedDict
 from common.clock import Clock
 from flight_server.engine.places import PoolPlace
 from flight_server.engine.results import ReadyResult
-from flight_server.engine.sources import Source
+from flight_server.engine.sources import Part, Source
 
 #: Ids of cancelled statements that are remembered, so that their tickets are refused.
 _CANCELLED_MAX = 4_096
@@ -26,14 +26,14 @@ class Pending:
         self._count_max = count_max
         self._pin_s_max = pin_s_max
         self._lock = threading.Lock()
-        self._held: OrderedDict[bytes, tuple[PoolPlace, Source | None, float]] = OrderedDict()
+        self._held: OrderedDict[bytes, tuple[PoolPlace, Source | Part | None, float]] = OrderedDict()
         self._ready: OrderedDict[bytes, ReadyResult] = OrderedDict()
         self._cancelled: OrderedDict[bytes, None] = OrderedDict()
 
     def __len__(self) -> int:
         return len(self._held)
 
-    def add(self, statement_id: bytes, place: PoolPlace, source: Source | None) -> None:
+    def add(self, statement_id: bytes, place: PoolPlace, source: Source | Part | None) -> None:
         """Hold a place that is pinned, and what is to be read there."""
         gone = None
         with self._lock:
@@ -54,7 +54,7 @@ class Pending:
         """The result that is there already, once."""
         return self._ready.pop(statement_id, None)
 
-    def take(self, statement_id: bytes) -> tuple[PoolPlace | None, Source | None]:
+    def take(self, statement_id: bytes) -> tuple[PoolPlace | None, Source | Part | None]:
         """The place and its source, once; the caller enters or unpins it."""
         with self._lock:
             held = self._held.pop(statement_id, None)

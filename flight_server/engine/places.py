@@ -78,6 +78,11 @@ class PoolPlace:
             raise
         self._pinned = cursor
 
+    @property
+    def pinned(self) -> duckdb.DuckDBPyConnection | None:
+        """The cursor inside the pinned transaction, between `pin` and `enter`."""
+        return self._pinned
+
     def unpin(self) -> None:
         """Give back what `pin` took and nobody entered."""
         cursor, self._pinned = self._pinned, None

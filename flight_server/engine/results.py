@@ -11,24 +11,21 @@ import threading
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence, Set
 
-import duckdb
 import pyarrow as pa
 from prometheus_client import CollectorRegistry, Counter, Gauge
 
+from flight_server.engine.dialect import VARYING_WORDS, Consistent
 from flight_server.engine.running import ENTRY_BYTES_MAX
 from flight_server.engine.session_options import RESEARCH
 from flight_server.engine.statements import Statement, StatementKind
 
 #: What an entry takes beside its Arrow buffers.
 _ENTRY_BYTES = 2_048
-#: Words whose values differ from time to time, from session to session, or by chance, whatever the engine says of them;
-#: and words that show the catalog, which is not part of the cut.
-_NEVER = frozenset(
+#: Words that show the catalog, which is not part of the cut.
+_CATALOG_WORDS = frozenset(
     """
-    current_timestamp current_time current_date localtime localtimestamp today now age ago user session_user
-    current_user current_role current_setting getvariable sample tablesample information_schema pg_catalog temp
-    show describe desc summarize explain pragma sqlite_master ops research lambda
-    """.split()  # noqa: SIM905  (reads better than thirty quoted strings)
+    information_schema pg_catalog temp show describe desc summarize explain pragma sqlite_master ops research
+    """.split()  # noqa: SIM905  (reads better than twelve quoted strings)
 )
 Key = tuple[str, str, bytes, str | None]
 
@@ -59,25 +56,15 @@ class Results:
         self._lock = threading.Lock()
         self._kept: OrderedDict[Key, tuple[pa.Schema, Sequence[pa.RecordBatch], int]] = OrderedDict()
         self._bytes = 0
-        self._stable: Set[str] = frozenset()
+        self._consistent = Consistent()
         self._hits = Counter("k2_result_cache_hits", "Results that were there already", registry=registry)
         self._misses = Counter("k2_result_cache_misses", "Results that could be kept and were not", registry=registry)
         held = Gauge("k2_result_cache_bytes", "What the kept results take", registry=registry)
         held.set_function(lambda: self._bytes)
 
-    def learn(self, cursor: duckdb.DuckDBPyConnection) -> None:
-        """Read off the engine which functions are consistent. Raises duckdb.Error."""
-        rows = cursor.execute(
-            "SELECT lower(function_name) FROM duckdb_functions() WHERE function_type IN ('scalar', 'aggregate') "
-            "GROUP BY 1 HAVING bool_and(stability IS NULL AND function_type = 'aggregate' OR stability = 'CONSISTENT')"
-        ).fetchall()
-        # What stands before a parenthesis and calls nothing: AS, IN, OVER, types.
-        others = cursor.execute(
-            "SELECT lower(keyword_name) FROM duckdb_keywords() UNION SELECT lower(type_name) FROM duckdb_types() "
-            "EXCEPT SELECT lower(function_name) FROM duckdb_functions()"
-        ).fetchall()
-        names = {name for (name,) in [*rows, *others]}
-        self._stable = names | {"range", "generate_series", "unnest", "coalesce", "cast"}
+    def learn(self, consistent: Consistent) -> None:
+        """Which functions there are that give the same each time."""
+        self._consistent = consistent
 
     def key(
         self, statement: Statement, principal: str, parameters: pa.RecordBatch | None, cut: str | None, tables: Set[str]
@@ -90,7 +77,9 @@ class Results:
             return None
         if statement.reads_tables and cut is None:
             return None
-        if not statement.calls <= self._stable or not statement.words.isdisjoint(_NEVER):
+        if not statement.calls <= self._consistent.functions:
+            return None
+        if not statement.words.isdisjoint(VARYING_WORDS) or not statement.words.isdisjoint(_CATALOG_WORDS):
             return None
         if RESEARCH in statement.words or not statement.words.isdisjoint(tables):
             return None

@@ -66,6 +66,13 @@ class Lake(Protocol):
         """The SELECT that gives the table's rows at a cut in the cursor's open transaction. Raises our errors."""
         ...
 
+    def parts(self, cursor: Any, table: str, count: int, *, rows_min: int) -> list[str]:
+        """A table of at least `rows_min` rows as SELECTs of at most `count` parts, every row in exactly one of them.
+
+        The last one is to be read in the cursor's open transaction, the others anywhere. None: it cannot be parted.
+        """
+        ...
+
     @property
     def research(self) -> ResearchTables:
         """The Iceberg tables that users write."""

@@ -16,6 +16,7 @@ import duckdb
 
 from common.errors import InvalidStatement, Unsupported
 from flight_server.engine.activity import OPS, TABLES
+from flight_server.engine.dialect import VARYING_WORDS, Consistent
 from flight_server.engine.rewrite import TableRef, Tree, as_of_text, rewritten, tables_of, tree_of
 from flight_server.engine.seam import Lake
 from flight_server.engine.session_options import CATALOG, MARKET, RESEARCH
@@ -25,6 +26,8 @@ from flight_server.storage.as_of import parse_as_of
 from flight_server.storage.read_view import Cut, TableCut
 
 _TREES_MAX = 256
+#: Results of smaller tables are one stream: they are over before a second one has begun.
+_PARTED_ROWS_MIN = 1_000_000
 
 #: Lends a cursor that has no data.
 Parser = Callable[[], AbstractContextManager[duckdb.DuckDBPyConnection]]
@@ -68,6 +71,31 @@ class Source:
         return statement.text.replace(statement.query, query, 1)
 
 
+@dataclass(frozen=True)
+class Part:
+    """One part of a query whose result comes in several: the query over one part of its table's rows."""
+
+    tree: Tree
+    schema: str
+    select: str
+    cut: str | None
+    ops: frozenset[str] = frozenset()
+
+    def text(self, statement: Statement, lake: Lake, cursor: duckdb.DuckDBPyConnection) -> str:
+        """The text to be run."""
+        query = rewritten(self.tree, lambda ref: self.select, schema=self.schema)
+        return statement.text.replace(statement.query, query, 1)
+
+
+#: Words after which a result is no longer made row by row out of one table's rows.
+_NOT_BY_ROW = frozenset(
+    """
+    join group order limit offset distinct having qualify window over union intersect except sample tablesample with
+    unnest pivot unpivot recursive lateral asof positional values exists in any some all at describe show summarize
+    """.split()  # noqa: SIM905  (reads better than thirty quoted strings)
+)
+
+
 def relation_of(table: str) -> str:
     """The name under which a table of `ops` is there while it is read."""
     return f"k2_ops_{table.lower()}"
@@ -80,6 +108,7 @@ class Sources:
         self._lake = lake
         self._lock = threading.Lock()
         self._trees: OrderedDict[str, Tree | InvalidStatement] = OrderedDict()
+        self._consistent = Consistent()
 
     def again(self, statement: Statement, cut: str, session: Session | None, parser: Parser) -> Source | None:
         """The source that reads the query's tables at a cut that was announced, whatever its AT clauses said."""
@@ -145,6 +174,28 @@ class Sources:
             for query in (rewritten(tree, instead, schema=schema) for instead in (without_at, with_names))
         )
         return Source(tree, schema, planned, at_home, cuts, frozenset(ops))
+
+    def parted(
+        self, statement: Statement, cut: str | None, cursor: duckdb.DuckDBPyConnection, parser: Parser, *, count: int
+    ) -> list[Part]:
+        """The query in parts whose results are, together, its result: of one large table, row by row; else none.
+
+        The last part is to be read in the cursor's open transaction, the others anywhere.
+        """
+        if statement.kind is not StatementKind.QUERY or not statement.words.isdisjoint(_NOT_BY_ROW):
+            return []
+        if not statement.calls <= self._consistent.scalars or not statement.words.isdisjoint(VARYING_WORDS):
+            return []
+        tree = self._tree(statement.query, parser)
+        refs = [] if isinstance(tree, InvalidStatement) else tables_of(tree)
+        if len(refs) != 1 or self._schema_of(refs[0], MARKET) != MARKET or isinstance(tree, InvalidStatement):
+            return []
+        selects = self._lake.parts(cursor, f"{MARKET}.{refs[0].name.lower()}", count, rows_min=_PARTED_ROWS_MIN)
+        return [Part(tree, MARKET, select, cut) for select in selects]
+
+    def learn(self, consistent: Consistent) -> None:
+        """Which functions there are that make one value out of one row, the same each time."""
+        self._consistent = consistent
 
     def check(self, as_of: str) -> None:
         """Raises InvalidStatement, SnapshotNotFound or Unavailable unless the trades can be read as of this."""

@@ -69,7 +69,7 @@ class Watchdog:
                 statement.cancel(
                     StatementTimeout(
                         f"the statement, its result included, took longer than {about.timeout_s:g} s and was stopped; "
-                        "select less, or raise the session's statement_timeout (K2_FLIGHT_STATEMENT_TIMEOUT_S bounds it)"
+                        "select less, or raise the session's statement_timeout, up to K2_FLIGHT_STATEMENT_TIMEOUT_S"
                     )
                 )
             elif statement.is_cancelled or statement.is_abandoned():

@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n#flight_server/protocol/Handle.proto\x12\tk2.flight\"\x81\x02\n\x0fStatementHandle\x12\r\n\x05query\x18\x01 \x01(\t\x12\x17\n\nparameters\x18\x02 \x01(\x0cH\x00\x88\x01\x01\x12\x1a\n\x12schema_fingerprint\x18\x03 \x01(\x0c\x12\n\n\x02id\x18\x04 \x01(\x0c\x12\x11\n\tprincipal\x18\x05 \x01(\t\x12\x12\n\nexpires_us\x18\x06 \x01(\x03\x12\x10\n\x03\x63ut\x18\x07 \x01(\tH\x01\x88\x01\x01\x12\x1b\n\x0etransaction_id\x18\x08 \x01(\x0cH\x02\x88\x01\x01\x12\x13\n\x06result\x18\t \x01(\x0cH\x03\x88\x01\x01\x42\r\n\x0b_parametersB\x06\n\x04_cutB\x11\n\x0f_transaction_idB\t\n\x07_resultb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n#flight_server/protocol/Handle.proto\x12\tk2.flight\"\x92\x02\n\x0fStatementHandle\x12\r\n\x05query\x18\x01 \x01(\t\x12\x17\n\nparameters\x18\x02 \x01(\x0cH\x00\x88\x01\x01\x12\x1a\n\x12schema_fingerprint\x18\x03 \x01(\x0c\x12\n\n\x02id\x18\x04 \x01(\x0c\x12\x11\n\tprincipal\x18\x05 \x01(\t\x12\x12\n\nexpires_us\x18\x06 \x01(\x03\x12\x10\n\x03\x63ut\x18\x07 \x01(\tH\x01\x88\x01\x01\x12\x1b\n\x0etransaction_id\x18\x08 \x01(\x0cH\x02\x88\x01\x01\x12\x13\n\x06result\x18\t \x01(\x0cH\x03\x88\x01\x01\x12\x0f\n\x07is_part\x18\n \x01(\x08\x42\r\n\x0b_parametersB\x06\n\x04_cutB\x11\n\x0f_transaction_idB\t\n\x07_resultb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -32,5 +32,5 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'flight_server.protocol.Hand
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_STATEMENTHANDLE']._serialized_start=51
-  _globals['_STATEMENTHANDLE']._serialized_end=308
+  _globals['_STATEMENTHANDLE']._serialized_end=325
 # @@protoc_insertion_point(module_scope)

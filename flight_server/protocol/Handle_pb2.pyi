@@ -5,7 +5,7 @@ from typing import ClassVar as _ClassVar, Optional as _Optional
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class StatementHandle(_message.Message):
-    __slots__ = ("query", "parameters", "schema_fingerprint", "id", "principal", "expires_us", "cut", "transaction_id", "result")
+    __slots__ = ("query", "parameters", "schema_fingerprint", "id", "principal", "expires_us", "cut", "transaction_id", "result", "is_part")
     QUERY_FIELD_NUMBER: _ClassVar[int]
     PARAMETERS_FIELD_NUMBER: _ClassVar[int]
     SCHEMA_FINGERPRINT_FIELD_NUMBER: _ClassVar[int]
@@ -15,6 +15,7 @@ class StatementHandle(_message.Message):
     CUT_FIELD_NUMBER: _ClassVar[int]
     TRANSACTION_ID_FIELD_NUMBER: _ClassVar[int]
     RESULT_FIELD_NUMBER: _ClassVar[int]
+    IS_PART_FIELD_NUMBER: _ClassVar[int]
     query: str
     parameters: bytes
     schema_fingerprint: bytes
@@ -24,4 +25,5 @@ class StatementHandle(_message.Message):
     cut: str
     transaction_id: bytes
     result: bytes
-    def __init__(self, query: _Optional[str] = ..., parameters: _Optional[bytes] = ..., schema_fingerprint: _Optional[bytes] = ..., id: _Optional[bytes] = ..., principal: _Optional[str] = ..., expires_us: _Optional[int] = ..., cut: _Optional[str] = ..., transaction_id: _Optional[bytes] = ..., result: _Optional[bytes] = ...) -> None: ...
+    is_part: bool
+    def __init__(self, query: _Optional[str] = ..., parameters: _Optional[bytes] = ..., schema_fingerprint: _Optional[bytes] = ..., id: _Optional[bytes] = ..., principal: _Optional[str] = ..., expires_us: _Optional[int] = ..., cut: _Optional[str] = ..., transaction_id: _Optional[bytes] = ..., result: _Optional[bytes] = ..., is_part: _Optional[bool] = ...) -> None: ...

@@ -41,6 +41,7 @@ class StatementHandle:
     cut: str | None = None
     transaction_id: bytes | None = None
     result: pa.RecordBatch | None = None
+    is_part: bool = False
 
 
 class TicketSeal:
@@ -59,6 +60,7 @@ class TicketSeal:
             expires_us=handle.expires_us,
             cut=handle.cut,
             transaction_id=handle.transaction_id,
+            is_part=handle.is_part,
         )
         if handle.parameters is not None:
             message.parameters = batch_to_ipc(handle.parameters)
@@ -96,6 +98,7 @@ class TicketSeal:
             message.cut if message.HasField("cut") else None,
             message.transaction_id if message.HasField("transaction_id") else None,
             result,
+            message.is_part,
         )
 
     def _seal(self, payload: bytes) -> bytes:

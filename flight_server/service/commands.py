@@ -7,7 +7,7 @@ in one of them and not in the others.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import pyarrow as pa
@@ -44,10 +44,10 @@ class Call:
 
 @dataclass(frozen=True)
 class Answer:
-    """What GetFlightInfo says of a result; -1 where a number is not known."""
+    """What GetFlightInfo says of a result: a ticket for each part of it; -1 where a number is not known."""
 
     schema: pa.Schema
-    ticket: bytes
+    tickets: tuple[bytes, ...]
     expires_us: int | None = None
     ordered: bool = False
     cut: str | None = None
@@ -82,7 +82,7 @@ class CatalogHandler:
         return self._schema(command)
 
     def announce(self, command: Any, call: Call) -> Answer:
-        return Answer(self._schema(command), wrap(command))
+        return Answer(self._schema(command), (wrap(command),))
 
     def stream(self, command: Any, call: Call) -> flight.FlightDataStream:
         return table_stream(self._table(command, call.caller))
@@ -134,7 +134,7 @@ class Statements:
                 expires_us=expires_us,
                 result=result,
             )
-            return Answer(COUNT_SCHEMA, self.seal.ticket(handle), expires_us, records=1, size=result.nbytes)
+            return Answer(COUNT_SCHEMA, (self.seal.ticket(handle),), expires_us, records=1, size=result.nbytes)
         announced = self.engine.announce(request, caller)
         handle = StatementHandle(
             request.sql,
@@ -145,8 +145,11 @@ class Statements:
             expires_us,
             announced.cut,
             request.transaction_id,
+            is_part=bool(announced.others),
         )
-        return Answer(announced.schema, self.seal.ticket(handle), expires_us, announced.ordered, announced.cut)
+        handles = [*(replace(handle, id=other) for other in announced.others), handle]
+        tickets = tuple(self.seal.ticket(part) for part in handles)
+        return Answer(announced.schema, tickets, expires_us, announced.ordered, announced.cut)
 
 
 class StatementHandler:
@@ -185,7 +188,7 @@ class TicketHandler:
         )
         if handle.result is not None:
             return table_stream(pa.Table.from_batches([handle.result]))
-        request = Request(handle.query, handle.parameters, handle.id, handle.cut, handle.transaction_id)
+        request = Request(handle.query, handle.parameters, handle.id, handle.cut, handle.transaction_id, handle.is_part)
         running = statements.engine.execute(request, call.caller, is_abandoned=call.is_gone)
         if self._statements.fingerprint(running.schema) != handle.schema_fingerprint:
             running.close()

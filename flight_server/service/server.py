@@ -85,9 +85,9 @@ class FlightSqlServer(flight.FlightServerBase):  # type: ignore[misc]
             metadata = b"" if answer.cut is None else json.dumps({"cut": answer.cut}).encode()
             expires = None if answer.expires_us is None else self._expiry_of(answer.expires_us)
             # No locations: the client is to ask on the connection it has.
-            endpoint = flight.FlightEndpoint(answer.ticket, [], expires)
+            endpoints = [flight.FlightEndpoint(ticket, [], expires) for ticket in answer.tickets]
             return flight.FlightInfo(
-                answer.schema, descriptor, [endpoint], answer.records, answer.size, answer.ordered, metadata
+                answer.schema, descriptor, endpoints, answer.records, answer.size, answer.ordered, metadata
             )
 
     def _expiry_of(self, expires_us: int) -> pa.Scalar:

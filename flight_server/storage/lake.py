@@ -159,6 +159,10 @@ class Lake:
         now = self._publisher.cut(cursor).tables[table]
         return f"SELECT * FROM {relation} WHERE {condition_at(table, wanted, now, self._publisher.followed())}"
 
+    def parts(self, cursor: Any, table: str, count: int, *, rows_min: int) -> list[str]:
+        """A large table in parts, each a SELECT, for the cursor's open transaction; see Publisher.parts."""
+        return [] if self._publisher is None else self._publisher.parts(cursor, table, count, rows_min=rows_min)
+
     def tables(self) -> list[TableInfo]:
         """The tables of `market` and of `research`, these as of their latest publication."""
         market = [TableInfo(CATALOG, MARKET, d.name, "TABLE", table_schema(d.schema_name)) for d in self._datasets]

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from common.errors import K2Error, TailGap
 from common.offsets import KafkaPartition, PartitionOffsets, topic_short
@@ -20,13 +20,16 @@ class Snapshot:
     """One committed state of a table.
 
     `relation` is SQL that gives exactly its rows (None: it has none), `columns` the columns that it has, `offsets` the
-    next offset of every partition it has taken in. `snapshot_id` is Iceberg's, None before the first commit.
+    next offset of every partition it has taken in. `snapshot_id` is Iceberg's, None before the first commit. `files`
+    are Parquet files that hold exactly its `rows`, where that can be said; none otherwise.
     """
 
     snapshot_id: int | None = None
     relation: str | None = None
     columns: tuple[str, ...] = ()
     offsets: PartitionOffsets = field(default_factory=PartitionOffsets)
+    files: tuple[str, ...] = ()
+    rows: int = 0
 
 
 @dataclass(frozen=True)
@@ -129,6 +132,20 @@ def view_sql(snapshot: Snapshot, segments: Sequence[Segment], columns: Mapping[s
     return " UNION ALL ".join(parts)
 
 
+def parts_sql(snapshot: Snapshot, tail: str, columns: Mapping[str, str], count: int) -> list[str]:
+    """The table in at most `count` parts: every row in exactly one of them.
+
+    All but the last are made of files, which never change, and can be read in any transaction; the last one has the
+    tail too, `tail` being its SELECT, and must be read in the transaction that fixed the cut.
+    """
+    groups = [snapshot.files[index::count] for index in range(min(count, len(snapshot.files)))]
+    selects = []
+    for group in groups:
+        part = replace(snapshot, relation=read_files(group))
+        selects.append(view_sql(part, (), columns))
+    return [*selects[:-1], f"{selects[-1]} UNION ALL {tail}"]
+
+
 def _taken_in(segment: Segment, committed: PartitionOffsets) -> str:
     """The condition for the segment's rows that the snapshot has too; empty when there can be none."""
     terms = []
@@ -148,6 +165,11 @@ def merged_first(first: PartitionOffsets, added: Mapping[KafkaPartition, int]) -
     for partition, offset in added.items():
         merged[partition] = min(merged.get(partition, offset), offset)
     return PartitionOffsets(merged)
+
+
+def read_files(paths: Sequence[str]) -> str:
+    """SQL that gives the rows of these Parquet files, as they are in them."""
+    return f"read_parquet([{', '.join(literal(path) for path in paths)}], hive_partitioning => false)"
 
 
 def quoted(name: str) -> str:

@@ -37,7 +37,7 @@ from common.iceberg import ensure_namespace, open_catalog, reason, translated
 from common.settings import LakeSettings
 from common.telemetry import get_logger
 from flight_server.storage.as_of import AsOfSnapshot, AsOfTime
-from flight_server.storage.read_view import literal
+from flight_server.storage.read_view import literal, read_files
 from flight_server.storage.research_types import storable
 from flight_server.storage.research_upkeep import SNAPSHOTS_KEPT, SNAPSHOTS_KEPT_KEY, Unreachable
 from flight_server.storage.research_write import (
@@ -49,7 +49,7 @@ from flight_server.storage.research_write import (
     Target,
     arrow_columns,
 )
-from flight_server.storage.snapshots import plain_files, read_files
+from flight_server.storage.snapshots import plain_files
 
 NAMESPACE = "research"
 #: Table property: the principal that made the table.

@@ -37,6 +37,7 @@ from flight_server.storage.read_view import (
     check_reach,
     cut_offsets,
     merged_first,
+    parts_sql,
     view_sql,
 )
 
@@ -92,6 +93,8 @@ class Publisher:
         self._owner: dict[KafkaPartition, str] = {}
         self._generation = 0
         self._generations: dict[int, dict[str, Snapshot]] = {}
+        #: By generation, the SELECT of each table's tail as the view of that generation has it.
+        self._tail_selects: dict[int, dict[str, str]] = {}
         self._segment_numbers = itertools.count()
         self._gap: K2Error | None = Unavailable(
             "the server is starting: the tail has not reached the end of the log yet"
@@ -130,6 +133,19 @@ class Publisher:
                 for name, snapshot in snapshots.items()
             }
         )
+
+    def parts(self, cursor: Any, table: str, count: int, *, rows_min: int) -> list[str]:
+        """The table that the cursor's open transaction sees, as SELECTs of parts that have each row once.
+
+        Only the last one must be read in that transaction. No parts when the table cannot be parted or has fewer rows.
+        """
+        generation, _ = self._database.positions(cursor)
+        found = next((known for known in self._tables.values() if known.dataset.table == table), None)
+        snapshot = None if found is None else self._generations.get(generation, {}).get(found.dataset.name)
+        if found is None or snapshot is None or len(snapshot.files) < 2 or snapshot.rows < rows_min:
+            return []
+        tail = self._tail_selects[generation][found.dataset.name]
+        return parts_sql(snapshot, tail, found.columns, count)
 
     def followed(self) -> Set[str]:
         """The ids of the topics that are followed."""
@@ -366,12 +382,14 @@ class Publisher:
         snapshots |= {name: snapshot for name, (snapshot, _kept) in tables.items()}
         tails: dict[str, Tail] = {}
         self._generations[generation] = snapshots
+        selects = self._tail_selects[generation] = dict(self._tail_selects.get(self._generation, {}))
         with self._database.publication():
             for name, (snapshot, kept) in tables.items():
                 table = self._tables[name]
                 relation = self._database.create_segment(f"{name}_{next(self._segment_numbers)}", table.columns)
                 segments = (*kept, Segment(relation, PartitionOffsets(), PartitionOffsets()))
                 self._database.replace_view(name, view_sql(snapshot, segments, table.columns))
+                selects[name] = view_sql(replace(snapshot, relation=None), segments, table.columns)
                 for segment in table.tail.segments:
                     if segment not in kept:
                         self._database.drop_segment(segment.relation)
@@ -390,6 +408,7 @@ class Publisher:
             self._database.set_positions(generation, positions, [])
         self._generation = generation
         self._generations.pop(generation - _GENERATIONS_KEPT, None)
+        self._tail_selects.pop(generation - _GENERATIONS_KEPT, None)
         for name, tail in tails.items():
             self._tables[name].snapshot = snapshots[name]
             self._tables[name].tail = tail

@@ -33,13 +33,13 @@ COUNT = "select count(*) as n, max(trade_id) as last from market.trades"
 class Live:
     """A broker, a sink, a lake and a server on it; trades with dense ids by hand."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, **more: Any) -> None:
         self._broker = EmbeddedBroker()
         kafka = KafkaSettings.load(bootstrap_servers=self._broker.__enter__().bootstrap_servers)
         KafkaLog(kafka).ensure_topics([TOPIC])
         lake_settings = LakeSettings.load(data_dir=folder)
         lake_settings.prepare()
-        settings = FlightSettings(port=0, snapshot_refresh_ms=20, topic_refresh_ms=50, pin_s_max=0.05)
+        settings = FlightSettings(port=0, snapshot_refresh_ms=20, topic_refresh_ms=50, **{"pin_s_max": 0.05, **more})
         self._sink = SinkService(kafka, lake_settings, SinkSettings(commit_age_ms_max=50), datasets=(TRADES,))
         self._sink.start()
         self._lake = Lake(kafka, lake_settings, settings, datasets=(TRADES,))
