@@ -10,11 +10,14 @@ from collections.abc import Iterator
 from typing import Any
 
 from pyiceberg.catalog import Catalog, load_catalog
+from pyiceberg.catalog.sql import IcebergTables, SqlCatalog
 from pyiceberg.exceptions import NoSuchNamespaceError, NoSuchTableError
 from pyiceberg.table import Transaction
 from pyiceberg.table.metadata import TableMetadata
 from pyiceberg.table.snapshots import Snapshot
 from pyiceberg.table.update import update_table_metadata
+from sqlalchemy import select
+from sqlalchemy.orm import Session
 
 from common.errors import CatalogError, K2Error
 from common.settings import LakeSettings
@@ -106,3 +109,22 @@ def _load_catalog(name: str, properties: dict[str, Any]) -> Catalog:
 def _without_password(uri: str) -> str:
     scheme, separator, rest = uri.partition("://")
     return f"{scheme}{separator}{rest.rpartition('@')[2]}" if "@" in rest else uri
+
+
+def metadata_locations(catalog: Catalog, namespace: str) -> dict[str, str | None]:
+    """Table -> where its metadata is, by one query; None where the kind of catalog tells only by loading.
+
+    Raises what the catalog raises, but for a namespace that does not exist, which has no tables.
+    """
+    if isinstance(catalog, SqlCatalog):
+        query = select(IcebergTables.table_name, IcebergTables.metadata_location).where(
+            IcebergTables.catalog_name == catalog.name, IcebergTables.table_namespace == namespace
+        )
+        only_tables = catalog._iceberg_type_filter()
+        with Session(catalog.engine) as session:
+            rows = session.execute(query if only_tables is None else query.where(only_tables)).all()
+        return {row.table_name: row.metadata_location for row in rows}
+    try:
+        return {identifier[-1]: None for identifier in catalog.list_tables(namespace)}
+    except NoSuchNamespaceError:
+        return {}

@@ -119,6 +119,7 @@ class Engine:
         self._parsed: OrderedDict[str, Statement] = OrderedDict()
         self._parameters: OrderedDict[str, pa.Schema] = OrderedDict()
         self._sources = Sources(lake)
+        self._endpoints = settings.endpoints_max or max(1, (os.cpu_count() or 1) // 2)
         self._results = Results(bytes_max=settings.result_cache_bytes_max, registry=registry)
         #: The names of tables that a cut does not cover.
         self._uncut: frozenset[str] = frozenset()
@@ -525,7 +526,7 @@ class Engine:
 
     def _parted(self, plan: _Plan, place: PoolPlace) -> list[Part]:
         """The parts that the result is to come in; none when it is one stream."""
-        count = self._settings.endpoints_max or max(1, (os.cpu_count() or 1) // 2)
+        count = self._endpoints
         if count < 2 or plan.source is not None or place.pinned is None:
             return []
         return self._sources.parted(plan.statement, place.cut, place.pinned, self._ready().parser, count=count)

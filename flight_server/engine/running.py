@@ -19,7 +19,7 @@ from common.errors import InvalidStatement, K2Error, LimitExceeded, StatementCan
 from flight_server.engine.errors import translated
 from flight_server.engine.places import Place
 from flight_server.engine.planner import Values
-from flight_server.engine.shapes import in_utc, sliced, without_dictionaries
+from flight_server.engine.shapes import check_unsigned, in_utc, sliced, unsigned_columns, without_dictionaries
 
 #: A larger result is not worth keeping: it takes longer to send than to find.
 ENTRY_BYTES_MAX = 256 * 1024
@@ -310,10 +310,12 @@ class RunningStatement:
         self, first: pa.RecordBatchReader | None, rest: Iterator[pa.RecordBatchReader]
     ) -> Iterator[pa.RecordBatch]:
         reader = first
+        unsigned = unsigned_columns(self.schema) if reader is not None else []
         while reader is not None:
             as_promised = reader.schema.equals(self.schema)
             for batch in reader:
                 self._check()
+                check_unsigned(batch, unsigned)
                 if not as_promised:
                     batch = self._cast(batch)
                 yield from sliced(batch, rows_max=self._rows_max, bytes_max=self._bytes_max)

@@ -5,6 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 import pyarrow as pa
+import pyarrow.compute as pc
+
+from common.errors import InvalidStatement
+
+#: How Flight SQL's clients find what a column's Arrow type does not tell them.
+_TYPE_NAME, _PRECISION, _SCALE = (f"ARROW:FLIGHT:SQL:{name}" for name in ("TYPE_NAME", "PRECISION", "SCALE"))
+#: The engine's types that share an Arrow type with another.
+_TOLD = frozenset(("HUGEINT", "UHUGEINT", "UUID", "JSON", "BIT", "TIME WITH TIME ZONE"))
 
 
 def sliced(batch: pa.RecordBatch, *, rows_max: int, bytes_max: int) -> Iterator[pa.RecordBatch]:
@@ -28,6 +36,32 @@ def sliced(batch: pa.RecordBatch, *, rows_max: int, bytes_max: int) -> Iterator[
 def empty_batch(schema: pa.Schema) -> pa.RecordBatch:
     """No rows, of any schema; pyarrow's own ways make no empty unions."""
     return pa.RecordBatch.from_arrays([pa.nulls(0, field.type) for field in schema], schema=schema)
+
+
+def described(field: pa.Field, sql_type: str) -> pa.Field:
+    """The column with what JDBC shows of it: digits of decimals, and the engine's name of a type that Arrow has not."""
+    said = {}
+    if pa.types.is_decimal(field.type):
+        said = {_PRECISION: str(field.type.precision), _SCALE: str(field.type.scale)}
+    if sql_type in _TOLD:
+        said[_TYPE_NAME] = sql_type
+    return field.with_metadata({**(field.metadata or {}), **said}) if said else field
+
+
+def unsigned_columns(schema: pa.Schema) -> list[int]:
+    """Where the schema, made of `described` columns, has a UHUGEINT."""
+    name = _TYPE_NAME.encode()
+    return [index for index, field in enumerate(schema) if (field.metadata or {}).get(name) == b"UHUGEINT"]
+
+
+def check_unsigned(batch: pa.RecordBatch, columns: list[int]) -> None:
+    """Raises InvalidStatement for a UHUGEINT of 128 bits: the engine hands it out as a negative decimal."""
+    for index in columns:
+        if (low := pc.min(batch.column(index)).as_py()) is not None and low < 0:
+            raise InvalidStatement(
+                f"the column {batch.schema.field(index).name!r} has a UHUGEINT above 2^127 - 1, which is more than "
+                "Arrow's decimals hold; cast it to VARCHAR"
+            )
 
 
 def without_dictionaries(schema: pa.Schema) -> pa.Schema:

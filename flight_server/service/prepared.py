@@ -41,17 +41,20 @@ class PreparedStatements:
 
     def __len__(self) -> int:
         with self._lock:
+            self._drop_idle()
             return len(self._held)
 
     def add(self, statement: PreparedStatement) -> bytes:
         """A handle for the statement. Raises LimitExceeded when too many are open."""
+        # Made outside of the lock: asking the system for bytes lets go of Python's own lock, and whoever waits for ours
+        # would wait for both.
+        handle = secrets.token_hex(16).encode()
         with self._lock:
             self._drop_idle()
             if len(self._held) >= self._count_max:
                 raise LimitExceeded(
                     f"{self._count_max} prepared statements are open on this server; close some and try again"
                 )
-            handle = secrets.token_hex(16).encode()
             self._held[handle] = (statement, self._clock.monotonic_s())
             return handle
 

@@ -22,18 +22,15 @@ from enum import Enum
 
 import pyarrow as pa
 from pyiceberg.catalog import Catalog
-from pyiceberg.catalog.sql import IcebergTables, SqlCatalog
 from pyiceberg.exceptions import NoSuchNamespaceError, NoSuchTableError
 from pyiceberg.io.pyarrow import _pyarrow_to_schema_without_ids, schema_to_pyarrow
 from pyiceberg.schema import Schema, assign_fresh_schema_ids
 from pyiceberg.table import Table
 from pyiceberg.table.snapshots import Snapshot
-from sqlalchemy import select
-from sqlalchemy.orm import Session
 
 from common.clock import Clock, SystemClock
 from common.errors import CatalogError, InvalidStatement, SnapshotNotFound, TableNotFound, Unsupported
-from common.iceberg import ensure_namespace, open_catalog, reason, translated
+from common.iceberg import ensure_namespace, metadata_locations, open_catalog, reason, translated
 from common.settings import LakeSettings
 from common.telemetry import get_logger
 from flight_server.storage.as_of import AsOfSnapshot, AsOfTime
@@ -260,18 +257,7 @@ class ResearchTables:
         """Table -> where its metadata is; None where the kind of catalog tells only by loading."""
         catalog = self._catalog()
         with translated(f"list the tables of {NAMESPACE}"):
-            if isinstance(catalog, SqlCatalog):
-                query = select(IcebergTables.table_name, IcebergTables.metadata_location).where(
-                    IcebergTables.catalog_name == catalog.name, IcebergTables.table_namespace == NAMESPACE
-                )
-                only_tables = catalog._iceberg_type_filter()
-                with Session(catalog.engine) as session:
-                    rows = session.execute(query if only_tables is None else query.where(only_tables)).all()
-                return {row.table_name: row.metadata_location for row in rows}
-            try:
-                return {identifier[-1]: None for identifier in catalog.list_tables(NAMESPACE)}
-            except NoSuchNamespaceError:
-                return {}
+            return metadata_locations(catalog, NAMESPACE)
 
     def _load(self, name: str) -> Table | None:
         with translated(f"load the table {NAMESPACE}.{name}"):

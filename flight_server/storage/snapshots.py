@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, Protocol
 
@@ -14,6 +16,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from common.datasets import Dataset
 from common.errors import SnapshotNotFound, Unavailable
+from common.iceberg import metadata_locations
 from common.offsets import SUMMARY_KEY, PartitionOffsets
 from common.settings import LakeSettings
 from flight_server.storage.as_of import Commit, History
@@ -46,17 +49,23 @@ class IcebergSnapshots:
         self._catalog: Catalog | None = None
         #: Table -> its snapshot as it was found last: a snapshot never changes.
         self._found: dict[str, Snapshot] = {}
+        #: Table -> the metadata that was read last. Asking where it is costs one query; reading it costs more the more
+        #: snapshots there are, and no other Python runs meanwhile.
+        self._read: dict[str, str] = {}
 
     def newest(self, dataset: Dataset) -> Snapshot:
+        location = self._location(dataset)
+        if location is not None and self._read.get(dataset.table) == location:
+            return self._found.get(dataset.table, Snapshot())
         table = self._load(dataset)
-        if table is None:
-            return Snapshot()
-        current = table.metadata.current_snapshot()
-        if current is None:
+        current = None if table is None else table.metadata.current_snapshot()
+        if table is None or current is None:
+            self._found.pop(dataset.table, None)
             return Snapshot()
         columns = tuple(column.name for column in table.schema().fields)
         found = self._found.get(dataset.table)
         if found is not None and found.snapshot_id == current.snapshot_id and found.columns == columns:
+            self._read[dataset.table] = table.metadata_location
             return found
         try:
             files = plain_files(table, current)
@@ -77,6 +86,7 @@ class IcebergSnapshots:
             tuple(files or ()),
             _rows(current),
         )
+        self._read[dataset.table] = table.metadata_location
         return found
 
     def history(self, dataset: Dataset) -> History:
@@ -96,11 +106,22 @@ class IcebergSnapshots:
         is_whole = first is None or (first.parent_snapshot_id is None and first.sequence_number in (0, 1))
         return History(tuple(kept.values()), tuple(current_since), is_whole)
 
+    def _location(self, dataset: Dataset) -> str | None:
+        namespace, _, name = dataset.table.rpartition(".")
+        with self._answering(dataset):
+            return metadata_locations(self._open(), namespace).get(name)
+
     def _load(self, dataset: Dataset) -> Table | None:
         try:
-            return self._open().load_table(dataset.table)
+            with self._answering(dataset):
+                return self._open().load_table(dataset.table)
         except (NoSuchTableError, NoSuchNamespaceError):
             return None
+
+    @contextmanager
+    def _answering(self, dataset: Dataset) -> Iterator[None]:
+        try:
+            yield
         except (SQLAlchemyError, OSError) as error:
             reason = str(error).splitlines()[0]
             raise Unavailable(

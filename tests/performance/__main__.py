@@ -21,7 +21,7 @@ from rich.table import Table
 
 from common.settings import TelemetrySettings
 from common.telemetry import configure_logging
-from tests.performance import bench_cancel, bench_decode, bench_flight, bench_peers, bench_sink
+from tests.performance import bench_cancel, bench_decode, bench_flight, bench_load, bench_peers, bench_sink
 from tests.performance.figures import Figure
 
 BENCHES: dict[str, Callable[[float], list[Figure]]] = {
@@ -29,6 +29,7 @@ BENCHES: dict[str, Callable[[float], list[Figure]]] = {
     "sink": bench_sink.run,
     "flight": bench_flight.run,
     "cancel": bench_cancel.run,
+    "load": bench_load.run,
     "peers": bench_peers.run,
 }
 

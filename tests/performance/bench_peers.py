@@ -50,7 +50,7 @@ def run(scale: float) -> list[Figure]:
     with tempfile.TemporaryDirectory(prefix="k2-peers-") as name, ExitStack() as stack:
         folder = Path(name)
         python, versions = _environment(folder / "environment")
-        files = _fill(folder / "lake", count)
+        files = fill(folder / "lake", count)
         peers = [
             _peer("K2", stack.enter_context(K2Server(folder / "lake")).uri, table="market.trades"),
             stack.enter_context(_sail(python, files)),
@@ -235,7 +235,7 @@ def _environment(folder: Path) -> tuple[Path, str]:
     return python, ", ".join(f"{name} {version}" for name, version in installed.items() if name in names)
 
 
-def _fill(folder: Path, count: int) -> list[str]:
+def fill(folder: Path, count: int) -> list[str]:
     """K2's table of `count` trades, sorted by symbol, in commits of a million rows; its data files."""
     lake = LakeSettings.load(data_dir=folder)
     lake.prepare()

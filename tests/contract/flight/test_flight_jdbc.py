@@ -169,6 +169,17 @@ def test_a_sessions_own_tables_are_shown_to_it_alone(java: Any, table: str, serv
 # -- statements
 
 
+def test_the_columns_of_a_result_have_precision_and_scale(java: Any) -> None:
+    with jdbc.statement_of(java) as statement:
+        result = statement.executeQuery(
+            "select price, quantity, price * 2 as twice, trade_id from market.trades limit 1"
+        )
+        about = result.getMetaData()
+        sizes = [(int(about.getPrecision(i)), int(about.getScale(i))) for i in range(1, 5)]
+        assert sizes == [(18, 8), (28, 8), (18, 8), (0, 0)]
+        result.close()
+
+
 @pytest.mark.flight_sql("CommandPreparedStatementQuery", "CreatePreparedStatement", client="jdbc")
 @pytest.mark.flight_sql("ClosePreparedStatement", client="jdbc")
 def test_execute_and_execute_query(java: Any, served: Served) -> None:
