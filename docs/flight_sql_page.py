@@ -32,7 +32,7 @@ class Row(NamedTuple):
 
 METHODS = (
     Row("Handshake", True, "Basic credentials in, a bearer token out; see [access](access.md)"),
-    Row("GetFlightInfo", True, "the exact schema, endpoints that expire, several for a scan of a large table, the cut in `app_metadata`, `ordered`"),
+    Row("GetFlightInfo", True, "the exact schema; endpoints that expire, several for a large scan; the cut; `ordered`"),
     Row("GetSchema", True, "to the letter what GetFlightInfo and DoGet say"),
     Row("DoGet", True, "record batches below 4 MiB each; the cut again beside the first"),
     Row("DoPut", True, "updates, ingest, and the parameters of prepared statements"),
