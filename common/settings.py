@@ -165,7 +165,9 @@ class FlightSettings(Settings):
         le=15 * 1024**2,
         description="below gRPC's default message limit of 4 MiB, which npm's clients keep (ADBC's is 16)",
     )
-    spill_dir: Path | None = Field(None, description="where large sorts and joins spill; unset = they do not")
+    spill_dir: Path | None = Field(
+        None, description="where large sorts and joins spill; unset = the folder spill in K2_LAKE_DATA_DIR"
+    )
     spill_bytes_max: int = Field(32 * 1024**3, ge=1024**2, description="what they may spill, all together")
     result_cache_bytes_max: int = Field(
         64 * 1024**2, ge=0, description="small results kept for the same statement at the same cut; 0 = none"

@@ -73,8 +73,8 @@ def translated(error: BaseException) -> BaseException:
         return PermissionDenied("K2 is read-only over Flight SQL; the statement would change data")
     if kind == "Out of Memory":
         return LimitExceeded(
-            f"the statement needs more memory than K2_FLIGHT_MEMORY_BYTES_MAX allows ({_first_line(form['rest'])}); "
-            "select less, or raise the limit"
+            f"the statement needs more memory than K2_FLIGHT_MEMORY_BYTES_MAX allows ({_first_line(form['rest'])}), or "
+            "more room than K2_FLIGHT_SPILL_BYTES_MAX to spill into; select less, or raise the limit"
         )
     if kind == "Permission":
         return PermissionDenied(f"{_first_line(text)}; K2's SQL reads its own tables only")

@@ -40,12 +40,11 @@ class Database:
         }
         if settings.threads is not None:
             config["threads"] = settings.threads
-        if settings.spill_dir is not None:
-            config["temp_directory"] = str(settings.spill_dir)
-            config["max_temp_directory_size"] = f"{settings.spill_bytes_max}B"
-        else:
-            config["temp_directory"] = ""
+        spill = settings.spill_dir or (None if lake is None else lake.data_dir / "spill")
+        config["temp_directory"] = "" if spill is None else str(spill)
         self._root = duckdb.connect(":memory:", config=config)
+        # Not in `config`: given there, DuckDB 1.5 shows the bound and does not hold it.
+        self._root.execute(f"SET max_temp_directory_size = '{settings.spill_bytes_max}B'")
         self._root.execute("SET GLOBAL TimeZone = 'UTC'")
         self._root.execute("SET GLOBAL parquet_metadata_cache = true")
         self._root.execute("SET GLOBAL prefetch_all_parquet_files = true")  # 3 to 5 % less work for scans

@@ -82,7 +82,7 @@ def test_a_large_sort_spills_where_it_is_allowed(serve: Callable[..., Served], t
     text = "select count(*) from (select distinct hash(range)::varchar || 'padding' as a from range(8000000))"
     small = {"memory_bytes_max": 128 * 1024**2, "threads": 1}
     with (
-        connect(serve(**small)) as connection,
+        connect(serve(**small, spill_bytes_max=1024**2)) as connection,
         connection.cursor() as cursor,
         pytest.raises(Exception, match="K2_FLIGHT_MEMORY_BYTES_MAX"),
     ):
