@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import re
+import threading
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -138,7 +139,8 @@ class KafkaLog:
         return ids
 
     def ensure_topics(self, names: Iterable[str]) -> None:
-        """Create the topics that do not exist, with the settings' partitions and replicas. Raises BrokerError."""
+        """Create the topics that do not exist, with the settings' partitions and replicas; returns once `topics` lists
+        them all. Raises BrokerError."""
         settings = self._settings
         new = [
             NewTopic(name, num_partitions=settings.topic_partitions, replication_factor=settings.topic_replication)
@@ -149,6 +151,20 @@ class KafkaLog:
         for name, future in self._admin.create_topics(new, request_timeout=self._timeout_s).items():
             with self._translated(f"create the topic {name}", unless=KafkaError.TOPIC_ALREADY_EXISTS):
                 future.result()
+        # A broker may acknowledge a topic before its own metadata has it.
+        deadline_s = time.monotonic() + self._timeout_s
+        pause = threading.Event()
+        while missing := {topic.topic for topic in new} - self._listed():
+            if time.monotonic() > deadline_s:
+                raise BrokerError(
+                    f"the broker {settings.bootstrap_servers} created the topic {min(missing)} and does not list it; "
+                    "check its health"
+                )
+            pause.wait(0.02)
+
+    def _listed(self) -> set[str]:
+        with self._translated("list topics"):
+            return set(self._admin.list_topics(timeout=self._timeout_s).topics)
 
     def end_offsets(self, topics: Iterable[TopicInfo]) -> PartitionOffsets:
         """The end of each partition: the offset that its next record would get. Raises BrokerError.
