@@ -20,7 +20,7 @@ import pyarrow as pa
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from common.clock import Clock
-from common.errors import InvalidStatement, K2Error, SettingsError, StatementCancelled, Unavailable
+from common.errors import InvalidStatement, K2Error, SettingsError, StatementCancelled, Unavailable, Unsupported
 from common.settings import FlightSettings
 from flight_server.engine import activity
 from flight_server.engine.admission import Admission
@@ -39,6 +39,7 @@ from flight_server.engine.session_options import CATALOG, MARKET, RESEARCH
 from flight_server.engine.sessions import Caller, Session, Sessions
 from flight_server.engine.sources import Part, Source, Sources, relation_of
 from flight_server.engine.statements import Statement, StatementKind
+from flight_server.engine.table_functions import CHANGES
 from flight_server.engine.watchdog import About, Watchdog
 
 #: Statements whose plan is remembered. A plan is some kilobytes; dashboards repeat tens of texts.
@@ -282,7 +283,9 @@ class Engine:
         parameters = request.parameters
         rows = [(None,) * len(statement.parameters)] if unbound else bound_rows(statement, parameters)
         values = values_of(statement, rows[0] if rows else (None,) * len(statement.parameters))
-        source = self._sources.source(statement, session, planner.parser)
+        source = self._sources.source(statement, session, planner.parser, None if unbound else values)
+        if source is not None and source.changes and len(rows) > 1 and statement.parameters:
+            raise Unsupported(f"{CHANGES} takes one set of parameters at a time; run the statement once for each")
         planned = statement if source is None else source.planned
         if self._needs_home(statement, session, request.transaction_id):
             assert session is not None
@@ -322,7 +325,7 @@ class Engine:
         place = PoolPlace(self._cursors, self._cut)
         try:
             place.pin()
-            if plan.source is not None:
+            if plan.source is not None and not plan.source.is_now:
                 place.cut = plan.source.cut
             key = self._key(plan, request, caller, place.cut)
             ready = None if key is None else self._results.find(key)
@@ -375,7 +378,13 @@ class Engine:
                         "the statement again"
                     )
                 if request.cut is not None and not plan.on_home:
-                    source = self._sources.again(plan.statement, request.cut, plan.session, self._ready().parser)
+                    source = self._sources.again(
+                        plan.statement,
+                        request.cut,
+                        plan.session,
+                        self._ready().parser,
+                        values_of(plan.statement, plan.rows[0]) if plan.rows else (),
+                    )
             key = self._key(plan, request, caller, request.cut)
             if pinned is None and key is not None and (ready := self._results.find(key)) is not None:
                 return ready

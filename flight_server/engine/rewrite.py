@@ -22,8 +22,12 @@ from common.errors import InvalidStatement, Unsupported
 from flight_server.engine.errors import translated
 from flight_server.engine.tokens import Token, tokens_of
 
+#: How the names of K2's own table functions begin.
+_OWN = "k2_"
 #: Table functions that read a table which their argument names.
 _READ_BY_NAME = frozenset({"query_table", "query"})
+#: The name of an argument, as in `to_cut => ...`.
+_NAMED = re.compile(r"^\s*\w+\s*(?:=>|:=|=)\s*")
 _STRING = re.compile(r"'(?:[^']|'')*'")
 Json = Mapping[str, Any]
 
@@ -48,10 +52,29 @@ class TableRef:
 
 
 @dataclass(frozen=True)
+class Argument:
+    """One argument of a table function as it stands in the text; `parameter` where it is one, by name or number."""
+
+    text: str
+    name: str | None = None
+    parameter: str | None = None
+    has_parameter: bool = False
+
+
+@dataclass(frozen=True)
+class FunctionRef:
+    """One of K2's own table functions as a FROM calls it."""
+
+    name: str
+    arguments: tuple[Argument, ...]
+    alias: str | None = None
+
+
+@dataclass(frozen=True)
 class _Place:
     """Where a reference stands in the text, in bytes: its name, its AT clause; `instead` goes before a subquery."""
 
-    ref: TableRef
+    ref: TableRef | FunctionRef
     start: int
     end: int
     at: tuple[int, int] | None
@@ -95,11 +118,17 @@ def tree_of(text: str, cursor: duckdb.DuckDBPyConnection) -> Tree:
 
 def tables_of(tree: Tree) -> list[TableRef]:
     """The tables that the statement reads, in no order, each as often as it stands there; names of CTEs left out."""
-    return [place.ref for place in tree.places]
+    return [place.ref for place in tree.places if isinstance(place.ref, TableRef)]
 
 
-def rewritten(tree: Tree, replace: Callable[[TableRef], str | None], *, schema: str = "") -> str:
-    """The statement with a subquery in the place of each table for which `replace` gives one; AT clauses go with it.
+def functions_of(tree: Tree) -> list[FunctionRef]:
+    """K2's own table functions that the statement calls, in no order, each as often as it stands there."""
+    return [place.ref for place in tree.places if isinstance(place.ref, FunctionRef)]
+
+
+def rewritten(tree: Tree, replace: Callable[[TableRef | FunctionRef], str | None], *, schema: str = "") -> str:
+    """The statement with a subquery in the place of each table, and each of K2's own table functions, for which
+    `replace` gives one; AT clauses go with it.
 
     The subquery has the alias that the table had, or else the table's name, so that `trades.price` still means what it
     meant; so does `market.trades.price`, also where FROM says `trades` and `schema` is market. Parameters keep number
@@ -115,7 +144,7 @@ def rewritten(tree: Tree, replace: Callable[[TableRef], str | None], *, schema: 
         edits.append((place.start, place.end, f"{place.instead}({subquery}){name}"))
         if place.at is not None:
             edits.append((*place.at, ""))
-        if place.ref.alias is None:
+        if place.ref.alias is None and isinstance(place.ref, TableRef):
             renamed.append(place.ref)
     if edits and tree.reads_by_name:
         raise Unsupported("query and query_table read tables of now only; name the table in FROM instead")
@@ -148,6 +177,25 @@ def as_of_text(at: AtClause, cursor: duckdb.DuckDBPyConnection) -> str:
     return str(row[0])
 
 
+def constant_text(
+    expression: str, what: str, cursor: duckdb.DuckDBPyConnection, values: Sequence[object] = ()
+) -> str | None:
+    """The value of an expression that reads nothing, as text, times in UTC; None for NULL. `cursor` as in `as_of_text`.
+
+    `values` are its parameters, `what` names it in the error. Raises InvalidStatement.
+    """
+    wanted = (
+        "CASE WHEN typeof(v) LIKE 'TIMESTAMP%' THEN strftime(TRY_CAST(v AS TIMESTAMPTZ) AT TIME ZONE 'UTC', "
+        "'%Y-%m-%dT%H:%M:%S.%fZ') ELSE CAST(v AS VARCHAR) END"
+    )
+    try:
+        row = cursor.execute(f"SELECT {wanted} FROM (SELECT ({expression}) AS v)", list(values) or None).fetchone()
+    except duckdb.Error as error:
+        reason = str(translated(error)).splitlines()[0]
+        raise InvalidStatement(f"{what} is no constant: {reason}") from None
+    return None if row is None or row[0] is None else str(row[0])
+
+
 class _Reader:
     """Walks the tree with a stack of its own, so that depth costs no recursion."""
 
@@ -178,8 +226,13 @@ class _Reader:
             return
         if kind == "COLUMN_REF" and len(node["column_names"]) > 2 and "query_location" in node:
             self.columns.append((node["query_location"], tuple(node["column_names"])))
-        if kind == "TABLE_FUNCTION" and node["function"].get("function_name", "").casefold() in _READ_BY_NAME:
-            self.reads_by_name = True
+        if kind == "TABLE_FUNCTION":
+            called = node["function"].get("function_name", "").casefold()
+            if called in _READ_BY_NAME:
+                self.reads_by_name = True
+            elif called.startswith(_OWN):
+                self.places.append(self._function_place(node, called))
+                return
         if kind == "SHOW_REF" and "query" in node:
             # DESCRIBE t is DESCRIBE (SELECT * FROM t) with a star that stands nowhere in the text.
             stars = node["query"].get("select_list", [])
@@ -222,6 +275,30 @@ class _Reader:
         )
         return _Place(ref, start, end, span, instead)
 
+    def _function_place(self, node: Json, name: str) -> _Place:
+        index = self._index_at.get(node.get("query_location", -1))
+        if index is None or self._tokens[index].name is None or self._tokens[index + 1].sign != "(":
+            raise InvalidStatement(f"the function {name} cannot be found in the text; write its name plainly")
+        closing = self._closing(index + 1)
+        children = node["function"].get("children", [])
+        texts = self._arguments(index + 1, closing)
+        if len(texts) != len(children):
+            raise InvalidStatement(f"the arguments of {name} cannot be told apart; write each one plainly")
+        arguments = tuple(_argument(text, child) for text, child in zip(texts, children, strict=True))
+        ref = FunctionRef(name, arguments, node.get("alias"))
+        return _Place(ref, self._tokens[index].start, self._tokens[closing].start + 1, None, "")
+
+    def _arguments(self, opening: int, closing: int) -> list[str]:
+        """What stands between the parentheses, taken apart at the commas that are in no others."""
+        starts, depth = [self._tokens[opening].start + 1], 0
+        for token in self._tokens[opening + 1 : closing]:
+            depth += (token.sign in ("(", "[", "{")) - (token.sign in (")", "]", "}"))
+            if token.sign == "," and depth == 0:
+                starts.append(token.start + 1)
+        ends = [*(start - 1 for start in starts[1:]), self._tokens[closing].start]
+        texts = [self._data[start:end].decode().strip() for start, end in zip(starts, ends, strict=True)]
+        return [] if texts == [""] else texts
+
     def _behind_alias(self, index: int, alias: str | None, has_columns: bool) -> int:
         """The index behind `[AS] alias [(columns)]`."""
         if alias is None:
@@ -259,6 +336,16 @@ class _Reader:
             return token.end
         written = _STRING.match(self._data[token.start :].decode(errors="replace"))
         return token.start + len(written.group().encode()) if written else token.end
+
+
+def _argument(text: str, child: Json) -> Argument:
+    has_parameter = '"VALUE_PARAMETER"' in json.dumps(child)
+    return Argument(
+        _NAMED.sub("", text) if child.get("alias") else text,
+        child.get("alias"),
+        child.get("identifier") if child.get("type") == "VALUE_PARAMETER" else None,
+        has_parameter,
+    )
 
 
 def _qualifiers(names: Sequence[str], ref: TableRef, schema: str) -> int:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import pyarrow as pa
 
+from common.offsets import PartitionOffsets
 from flight_server.storage.as_of import AsOf
+from flight_server.storage.between_cuts import Choose
 from flight_server.storage.read_view import TableCut
 from flight_server.storage.research import ResearchTables
 
@@ -64,6 +66,22 @@ class Lake(Protocol):
 
     def select_at(self, cursor: Any, table: str, wanted: TableCut) -> str:
         """The SELECT that gives the table's rows at a cut in the cursor's open transaction. Raises our errors."""
+        ...
+
+    def changes(self, cursor: Any, table: str, low: TableCut | None, high: TableCut | None) -> str:
+        """The SELECT that gives a table's rows between two cuts in the cursor's open transaction.
+
+        From `low` on, which None puts at the beginning, to before `high`, which None puts at the transaction's own cut.
+        Raises our errors.
+        """
+        ...
+
+    def stretch(self, cursor: Any, table: str, choose: Choose) -> tuple[TableCut, PartitionOffsets, str]:
+        """What a reader that goes along with a table reads next; see Publisher.stretch. Raises our errors."""
+        ...
+
+    def listen(self, wake: Callable[[], None]) -> Callable[[], None]:
+        """Have `wake` called, on the publisher's thread, after each publication; returns what ends that."""
         ...
 
     def parts(self, cursor: Any, table: str, count: int, *, rows_min: int) -> list[str]:

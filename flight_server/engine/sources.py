@@ -10,18 +10,29 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import duckdb
 
-from common.errors import InvalidStatement, Unsupported
+from common.errors import InvalidStatement, TableNotFound, Unsupported
 from flight_server.engine.activity import OPS, TABLES
 from flight_server.engine.dialect import VARYING_WORDS, Consistent
-from flight_server.engine.rewrite import TableRef, Tree, as_of_text, rewritten, tables_of, tree_of
+from flight_server.engine.planner import Values
+from flight_server.engine.rewrite import (
+    FunctionRef,
+    TableRef,
+    Tree,
+    as_of_text,
+    functions_of,
+    rewritten,
+    tables_of,
+    tree_of,
+)
 from flight_server.engine.seam import Lake
 from flight_server.engine.session_options import CATALOG, MARKET, RESEARCH
 from flight_server.engine.sessions import Session
 from flight_server.engine.statements import Statement, StatementKind
+from flight_server.engine.table_functions import CHANGES, by_name, text_of, with_parameters
 from flight_server.storage.as_of import parse_as_of
 from flight_server.storage.read_view import Cut, TableCut
 
@@ -34,12 +45,22 @@ Parser = Callable[[], AbstractContextManager[duckdb.DuckDBPyConnection]]
 
 
 @dataclass(frozen=True)
+class Changes:
+    """One call of k2_changes: the table, and the cuts between which its rows are read; None as in `Lake.changes`."""
+
+    table: str
+    low: TableCut | None = None
+    high: TableCut | None = None
+
+
+@dataclass(frozen=True)
 class Source:
     """How one query reads its tables.
 
     `planned` is the statement as the twin can plan it, without its AT clauses; `at_home` as a session's own connection
     can, where the tables of `ops` have the names that they have while they are read. `cuts` has what was resolved for
-    each table that is read as of an instant, `ops` the tables of the server's own.
+    each table that is read as of an instant, `changes` for each call of k2_changes, `ops` the tables of the server's
+    own.
     """
 
     tree: Tree
@@ -48,20 +69,30 @@ class Source:
     at_home: Statement
     cuts: Mapping[TableRef, tuple[str, TableCut]]
     ops: frozenset[str]
+    changes: Mapping[FunctionRef, Changes] = field(default_factory=dict)
+
+    @property
+    def is_now(self) -> bool:
+        """True when it ends at the cut of the transaction that it is read in."""
+        return bool(self.changes) and not self.cuts and all(found.high is None for found in self.changes.values())
 
     @property
     def cut(self) -> str | None:
         """The text of the cut that is read; None when all that is read is as it is now, or tables at several cuts."""
         tables: dict[str, TableCut] = {}
-        for table, cut in self.cuts.values():
-            if tables.setdefault(table, cut) != cut:
+        ends = [(found.table, found.high) for found in self.changes.values()]
+        for table, cut in [*self.cuts.values(), *ends]:
+            if cut is None or tables.setdefault(table, cut) != cut:
                 return None
         return Cut(tables).to_text() if tables else None
 
     def text(self, statement: Statement, lake: Lake, cursor: duckdb.DuckDBPyConnection) -> str:
         """The text to be run in the cursor's open transaction. Raises Unavailable or SnapshotExpired."""
 
-        def instead(ref: TableRef) -> str | None:
+        def instead(ref: TableRef | FunctionRef) -> str | None:
+            if isinstance(ref, FunctionRef):
+                rows = self.changes[ref]
+                return with_parameters(lake.changes(cursor, rows.table, rows.low, rows.high), ref)
             found = self.cuts.get(ref)
             if found is not None:
                 return lake.select_at(cursor, *found)
@@ -87,6 +118,10 @@ class Part:
         return statement.text.replace(statement.query, query, 1)
 
 
+_BY_ROW = (
+    f"a subscription takes SELECT, FROM one table of {MARKET}, WHERE and functions of one row that give the same each "
+    "time; ask the rest of a plain query"
+)
 #: Words after which a result is no longer made row by row out of one table's rows.
 _NOT_BY_ROW = frozenset(
     """
@@ -110,19 +145,24 @@ class Sources:
         self._trees: OrderedDict[str, Tree | InvalidStatement] = OrderedDict()
         self._consistent = Consistent()
 
-    def again(self, statement: Statement, cut: str, session: Session | None, parser: Parser) -> Source | None:
+    def again(
+        self, statement: Statement, cut: str, session: Session | None, parser: Parser, values: Values
+    ) -> Source | None:
         """The source that reads the query's tables at a cut that was announced, whatever its AT clauses said."""
         schema = session.options.schema if session is not None else MARKET
-        return self._resolved(statement, schema, cut, parser, only=True)
+        return self._resolved(statement, schema, cut, parser, values, only=True)
 
-    def source(self, statement: Statement, session: Session | None, parser: Parser) -> Source | None:
+    def source(
+        self, statement: Statement, session: Session | None, parser: Parser, values: Values | None = None
+    ) -> Source | None:
         """None for a query that reads tables as they are now, which is nearly all.
 
-        Blocks on the catalog when a snapshot or a time is to be resolved. Raises InvalidStatement, SnapshotNotFound,
-        Unavailable.
+        `values` are its parameters; None where they are not known yet, and then the source is there to be planned and
+        not to be run. Blocks on the catalog when a snapshot or a time is to be resolved. Raises InvalidStatement,
+        SnapshotNotFound, Unavailable.
         """
         as_of = session.options.as_of if session is not None else ""
-        if not statement.reads_tables or not (as_of or "at" in statement.words or OPS in statement.words):
+        if not statement.reads_tables or not (as_of or not statement.words.isdisjoint(("at", OPS, CHANGES))):
             return None
         schema = session.options.schema if session is not None else MARKET
         if as_of and session is not None and session.home is not None:
@@ -132,10 +172,17 @@ class Sources:
                     f"the session reads everything as of an instant, and its view {min(views)} cannot be read so; "
                     "write its query into the statement, or set k2.as_of back"
                 )
-        return self._resolved(statement, schema, as_of, parser)
+        return self._resolved(statement, schema, as_of, parser, values)
 
     def _resolved(
-        self, statement: Statement, schema: str, as_of: str, parser: Parser, *, only: bool = False
+        self,
+        statement: Statement,
+        schema: str,
+        as_of: str,
+        parser: Parser,
+        values: Values | None,
+        *,
+        only: bool = False,
     ) -> Source | None:
         tree = self._tree(statement.query, parser)
         if isinstance(tree, InvalidStatement):
@@ -156,24 +203,59 @@ class Sources:
             if wanted and (ref.at is not None or where == MARKET):
                 table = f"{where}.{ref.name}".lower()
                 cuts[ref] = (table, self._lake.table_cut(table, parse_as_of(wanted)))
-        if not cuts and not ops:
+        changes = {ref: self._changes(ref, as_of, parser, values, only=only) for ref in functions_of(tree)}
+        if not cuts and not ops and not changes:
             return None
         if statement.kind is not StatementKind.QUERY and not statement.text.count(statement.query):
             raise InvalidStatement(
                 "EXPLAIN of a table as of an earlier instant is to be written plainly: EXPLAIN SELECT"
             )
 
-        def without_at(ref: TableRef) -> str | None:
+        def without_at(ref: TableRef | FunctionRef) -> str | None:
+            if isinstance(ref, FunctionRef):
+                return with_parameters(f"FROM {CATALOG}.{changes[ref].table}", ref)
             return f"FROM {_written(ref)}" if ref.at is not None else None
 
-        def with_names(ref: TableRef) -> str | None:
-            return f"FROM {relation_of(ref.name)}" if _is_ops(ref) else without_at(ref)
+        def with_names(ref: TableRef | FunctionRef) -> str | None:
+            is_ops = isinstance(ref, TableRef) and _is_ops(ref)
+            return f"FROM {relation_of(ref.name)}" if is_ops else without_at(ref)
 
         planned, at_home = (
             replace(statement, query=query, text=statement.text.replace(statement.query, query, 1))
             for query in (rewritten(tree, instead, schema=schema) for instead in (without_at, with_names))
         )
-        return Source(tree, schema, planned, at_home, cuts, frozenset(ops))
+        return Source(tree, schema, planned, at_home, cuts, frozenset(ops), changes)
+
+    def _changes(self, ref: FunctionRef, as_of: str, parser: Parser, values: Values | None, *, only: bool) -> Changes:
+        """What a call of k2_changes means. `as_of` is the end where none is given, and with `only` in any case."""
+        given = by_name(ref)
+        with parser() as cursor:
+            if "table" in given and given["table"].has_parameter:
+                raise InvalidStatement(f"{CHANGES} takes no parameter for its table; write the name of its table")
+            named = text_of(given["table"], ref, cursor, values) if "table" in given else None
+            if named is None:
+                raise InvalidStatement(f"{CHANGES} needs a table, as in {CHANGES}('{MARKET}.trades', from_cut, to_cut)")
+            table = self._market_table(named)
+            if values is None:
+                return Changes(table)
+            start = text_of(given["from_cut"], ref, cursor, values) if "from_cut" in given else None
+            end = text_of(given["to_cut"], ref, cursor, values) if "to_cut" in given and not only else None
+        end = end or as_of
+        return Changes(
+            table,
+            self._lake.table_cut(table, parse_as_of(start)) if start else None,
+            self._lake.table_cut(table, parse_as_of(end)) if end else None,
+        )
+
+    def _market_table(self, named: str) -> str:
+        """The full name of a table of market, from `trades`, `market.trades` or `k2.market.trades`."""
+        parts = [part.strip('"') for part in named.lower().split(".")]
+        if parts[:-1] in ([], [MARKET], [CATALOG, MARKET]):
+            for table in self._lake.tables():
+                if (table.schema, table.name) == (MARKET, parts[-1]):
+                    return f"{MARKET}.{table.name}"
+        tables = ", ".join(f"{MARKET}.{table.name}" for table in self._lake.tables() if table.schema == MARKET)
+        raise TableNotFound(f"{CHANGES} knows no table {named[:100]!r}; there are {tables}")
 
     def parted(
         self, statement: Statement, cut: str | None, cursor: duckdb.DuckDBPyConnection, parser: Parser, *, count: int
@@ -192,6 +274,26 @@ class Sources:
             return []
         selects = self._lake.parts(cursor, f"{MARKET}.{refs[0].name.lower()}", count, rows_min=_PARTED_ROWS_MIN)
         return [Part(tree, MARKET, select, cut) for select in selects]
+
+    def by_row(self, statement: Statement, parser: Parser) -> tuple[Tree, str]:
+        """The tree of a query that makes its rows one by one out of those of one table of market, and that table.
+
+        Raises InvalidStatement, saying what is not so, for any other.
+        """
+        words = statement.words & (_NOT_BY_ROW | VARYING_WORDS | {"at"})
+        if words:
+            raise InvalidStatement(f"{min(words).upper()} cannot be answered row by row as rows arrive; {_BY_ROW}")
+        calls = statement.calls - self._consistent.scalars
+        if calls:
+            raise InvalidStatement(f"{min(calls)}(...) cannot be answered row by row as rows arrive; {_BY_ROW}")
+        tree = self._tree(statement.query, parser)
+        if isinstance(tree, InvalidStatement):
+            raise tree
+        refs = tables_of(tree)
+        tables = [f"{MARKET}.{ref.name.lower()}" for ref in refs if self._schema_of(ref, MARKET) == MARKET]
+        if len(refs) != 1 or len(tables) != 1 or refs[0].catalog.lower() not in ("", CATALOG):
+            raise InvalidStatement(f"a subscription reads one table of {MARKET}; {_BY_ROW}")
+        return tree, self._market_table(tables[0])
 
     def learn(self, consistent: Consistent) -> None:
         """Which functions there are that make one value out of one row, the same each time."""

@@ -134,7 +134,7 @@ def condition_at(table: str, wanted: TableCut, now: TableCut, topic_ids: Collect
     for partition, until in sorted(wanted.offsets.items()):
         if until == 0:
             continue
-        _check_has(table, partition, until, now.offsets, topic_ids)
+        check_has(table, partition, until, now.offsets, topic_ids)
         terms.append(
             f"(_kafka_topic = {literal(topic_short(partition.topic_id))} "
             f"AND _kafka_partition = {int(partition.partition)} AND _kafka_offset < {int(until)})"
@@ -142,13 +142,14 @@ def condition_at(table: str, wanted: TableCut, now: TableCut, topic_ids: Collect
     return " OR ".join(terms) or "false"
 
 
-def _check_has(
+def check_has(
     table: str,
     partition: KafkaPartition,
     until: int,
     has: PartitionOffsets,
     topic_ids: Collection[str] | None,
 ) -> None:
+    """Raise as `condition_at` unless a server that `has` these offsets has a partition up to `until`."""
     if has.next_offset(partition) >= until:
         return
     where = f"partition {partition.partition} of topic {topic_short(partition.topic_id)}"

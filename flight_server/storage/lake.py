@@ -7,7 +7,7 @@ for either.
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,6 +25,7 @@ from common.schemas.arrow import table_schema
 from common.settings import FlightSettings, KafkaSettings, LakeSettings
 from common.telemetry import get_logger
 from flight_server.storage.as_of import AsOf, AsOfCut, condition_at, table_cut
+from flight_server.storage.between_cuts import Choose
 from flight_server.storage.database import CATALOG, MARKET, RESEARCH, Database
 from flight_server.storage.read_view import Snapshot, TableCut, quoted
 from flight_server.storage.research import ResearchTables
@@ -91,6 +92,7 @@ class Lake:
         self._settled = threading.Event()
         self._news_lock = threading.Lock()
         self._newest: dict[str, Snapshot] = {}
+        self._listeners: tuple[Callable[[], None], ...] = ()
         self._topics: tuple[str, list[TopicInfo]] | None = None
         self._publisher: Publisher | None = None
         self._reader: KafkaLogReader | None = None
@@ -158,6 +160,32 @@ class Lake:
         assert self._publisher is not None
         now = self._publisher.cut(cursor).tables[table]
         return f"SELECT * FROM {relation} WHERE {condition_at(table, wanted, now, self._publisher.followed())}"
+
+    def changes(self, cursor: Any, table: str, low: TableCut | None, high: TableCut | None) -> str:
+        """The SELECT of a table's rows between two cuts, for the cursor's open transaction; see Publisher.changes."""
+        self.check_ready()
+        assert self._publisher is not None
+        return self._publisher.changes(cursor, table, low, high)
+
+    def stretch(self, cursor: Any, table: str, choose: Choose) -> tuple[TableCut, PartitionOffsets, str]:
+        """What a reader that goes along with a table reads next; see Publisher.stretch."""
+        self.check_ready()
+        assert self._publisher is not None
+        found = self._publisher.stretch(cursor, table, choose)
+        # Asked again: what became inexact before the transaction's instant was fixed is seen by it.
+        self.check_ready()
+        return found
+
+    def listen(self, wake: Callable[[], None]) -> Callable[[], None]:
+        """Have `wake` called after each publication, on the publisher's thread: it must not block or raise."""
+        with self._news_lock:
+            self._listeners = (*self._listeners, wake)
+
+        def forget() -> None:
+            with self._news_lock:
+                self._listeners = tuple(other for other in self._listeners if other is not wake)
+
+        return forget
 
     def parts(self, cursor: Any, table: str, count: int, *, rows_min: int) -> list[str]:
         """A large table in parts, each a SELECT, for the cursor's open transaction; see Publisher.parts."""
@@ -243,10 +271,16 @@ class Lake:
             self._log.error("the lake stopped", error=str(error), kind=type(error).__name__)
             self._stopping.set()
             self._settled.set()
+            self._wake()
+
+    def _wake(self) -> None:
+        for wake in self._listeners:
+            wake()
 
     def _publish(self) -> None:
         publisher = self._publisher
         assert publisher is not None
+        waiting = False
         while not self._stopping.is_set():
             with self._news_lock:
                 newest, self._newest = self._newest, {}
@@ -259,9 +293,13 @@ class Lake:
                 published = publisher.poll(0.1)
             except (BrokerError, TailGap, Unavailable) as error:
                 self._log.warning("the tail waits", reason=str(error))
+                waiting = True
                 self._stopping.wait(0.2)
                 continue
             self._rows_published += published
+            if published or newest or waiting:
+                self._wake()
+            waiting = publisher.gap is not None
             if published:
                 self._freshness.observe(publisher.slowest_us / 1e6)
                 for name, rows in publisher.tail_rows().items():

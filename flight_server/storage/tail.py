@@ -27,6 +27,7 @@ from common.registry import SchemaRegistry
 from common.schemas.arrow import table_schema
 from common.settings import FlightSettings
 from common.telemetry import get_logger
+from flight_server.storage.between_cuts import Choose, changes_sql, check_range
 from flight_server.storage.database import Database
 from flight_server.storage.read_view import (
     Cut,
@@ -95,6 +96,8 @@ class Publisher:
         self._generations: dict[int, dict[str, Snapshot]] = {}
         #: By generation, the SELECT of each table's tail as the view of that generation has it.
         self._tail_selects: dict[int, dict[str, str]] = {}
+        #: By generation, each table's segments and from which offsets on they have all. Positions move within it.
+        self._memory: dict[int, dict[str, Tail]] = {}
         self._segment_numbers = itertools.count()
         self._gap: K2Error | None = Unavailable(
             "the server is starting: the tail has not reached the end of the log yet"
@@ -146,6 +149,40 @@ class Publisher:
             return []
         tail = self._tail_selects[generation][found.dataset.name]
         return parts_sql(snapshot, tail, found.columns, count)
+
+    def changes(self, cursor: Any, table: str, low: TableCut | None, high: TableCut | None) -> str:
+        """The SELECT of a table's rows between two cuts, for the cursor's open transaction; see `check_range`."""
+        now, snapshot, memory, columns = self._seen(cursor, table)
+        return changes_sql(snapshot, memory, columns, *check_range(table, low, high, now, self.followed()))
+
+    def stretch(self, cursor: Any, table: str, choose: Choose) -> tuple[TableCut, PartitionOffsets, str]:
+        """What a reader that goes along with a table reads next, for the cursor's open transaction.
+
+        `choose` is told where the table stands, and says from where to where to read; what it names need not be there.
+        Returns where the table stands, what was chosen as the end, and the SELECT.
+        """
+        now, snapshot, memory, columns = self._seen(cursor, table)
+        low, high = choose(now)
+        return now, high, changes_sql(snapshot, memory, columns, low, high)
+
+    def _seen(self, cursor: Any, table: str) -> tuple[TableCut, Snapshot, Tail, Mapping[str, str]]:
+        """Of one table, what the cursor's open transaction sees: its cut, its snapshot, its memory; and its columns."""
+        name = next(name for name, known in self._tables.items() if known.dataset.table == table)
+        generation, positions = self._database.positions(cursor)
+        snapshots = self._generations.get(generation)
+        if snapshots is None:
+            raise SnapshotExpired("this transaction's view is too old to be read from; begin a new transaction")
+        snapshot = snapshots[name]
+        position = PartitionOffsets(
+            {
+                partition: positions[number]
+                for partition, number in list(self._numbers.items())
+                if number in positions and self._owner[partition] == name
+            }
+        )
+        memory = replace(self._memory[generation][name], position=position)
+        now = TableCut(snapshot.snapshot_id, cut_offsets(snapshot, position))
+        return now, snapshot, memory, self._tables[name].columns
 
     def followed(self) -> Set[str]:
         """The ids of the topics that are followed."""
@@ -199,6 +236,7 @@ class Publisher:
             table.tail = replace(
                 table.tail, base=table.tail.base.advanced(fresh), position=table.tail.position.advanced(fresh)
             )
+            self._memory[self._generation] = self._memory[self._generation] | {name: table.tail}
         if anew:
             self._log.warning("topics were made anew and are read as new sources", topics=anew)
             self._gap = TailGap(f"the topic {anew[0]} was made anew and is being read from its beginning; try again")
@@ -383,6 +421,7 @@ class Publisher:
         tails: dict[str, Tail] = {}
         self._generations[generation] = snapshots
         selects = self._tail_selects[generation] = dict(self._tail_selects.get(self._generation, {}))
+        memory = self._memory[generation] = dict(self._memory.get(self._generation, {}))
         with self._database.publication():
             for name, (snapshot, kept) in tables.items():
                 table = self._tables[name]
@@ -396,7 +435,7 @@ class Publisher:
                 base = PartitionOffsets(
                     {p: max(start, snapshot.offsets.next_offset(p)) for p, start in table.tail.base.items()}
                 )
-                tails[name] = replace(table.tail, base=base, segments=segments)
+                tails[name] = memory[name] = replace(table.tail, base=base, segments=segments)
             positions = [
                 (
                     number,
@@ -409,6 +448,7 @@ class Publisher:
         self._generation = generation
         self._generations.pop(generation - _GENERATIONS_KEPT, None)
         self._tail_selects.pop(generation - _GENERATIONS_KEPT, None)
+        self._memory.pop(generation - _GENERATIONS_KEPT, None)
         for name, tail in tails.items():
             self._tables[name].snapshot = snapshots[name]
             self._tables[name].tail = tail

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from pathlib import Path
@@ -17,15 +17,18 @@ import pyarrow as pa
 
 from common.datasets import DATASETS
 from common.errors import K2Error, SnapshotNotFound
-from common.offsets import PartitionOffsets
+from common.offsets import KafkaPartition, PartitionOffsets
 from common.schemas.arrow import table_schema
 from common.settings import FlightSettings, LakeSettings
 from flight_server.storage.as_of import AsOf, AsOfCut, table_cut
+from flight_server.storage.between_cuts import Choose
 from flight_server.storage.database import Database
 from flight_server.storage.read_view import TableCut
 from flight_server.storage.research import ResearchTables
 from flight_server.storage.research_views import ResearchViews
 
+#: Where all made-up rows come from.
+PARTITION = KafkaPartition("fake-cluster", "abcdefgh", 0)
 BASE_US = 1_723_100_000_000_000
 
 
@@ -83,6 +86,7 @@ class FakeLake:
         self._relations: dict[str, str] = {}
         self.generation = 0
         self.gap: K2Error | None = None
+        self._listeners: list[Callable[[], None]] = []
         with self._database.publication():
             for dataset in DATASETS.values():
                 columns = self._database.column_types(table_schema(dataset.schema_name))
@@ -98,6 +102,8 @@ class FakeLake:
         with self._database.publication():
             self._database.insert(self._relations["trades"], rows)
             self._database.set_positions(self.generation, [], [])
+        for wake in list(self._listeners):
+            wake()
 
     # -- the seam
 
@@ -119,6 +125,25 @@ class FakeLake:
             FakeTable("k2", "research", name, "TABLE", schema)
             for name, schema in self._research_views.schemas().items()
         ]
+
+    def changes(self, cursor: Any, table: str, low: TableCut | None, high: TableCut | None) -> str:
+        if low is not None or high is not None:
+            raise SnapshotNotFound(f"{table} has no earlier state: its rows are made up")
+        return f"FROM {self._relations[table.partition('.')[2]]}"
+
+    def stretch(self, cursor: Any, table: str, choose: Choose) -> tuple[TableCut, PartitionOffsets, str]:
+        """All rows are those of one partition; the highest offset tells where it ends."""
+        self.check_ready()
+        relation = self._relations[table.partition(".")[2]]
+        (end,) = cursor.execute(f"SELECT coalesce(max(_kafka_offset) + 1, 0) FROM {relation}").fetchone()
+        now = TableCut(None, PartitionOffsets({PARTITION: end}))
+        low, high = choose(now)
+        first, last = low.next_offset(PARTITION), high.next_offset(PARTITION)
+        return now, high, f"FROM {relation} WHERE _kafka_offset >= {first} AND _kafka_offset < {last}"
+
+    def listen(self, wake: Callable[[], None]) -> Callable[[], None]:
+        self._listeners.append(wake)
+        return lambda: self._listeners.remove(wake)
 
     def parts(self, cursor: Any, table: str, count: int, *, rows_min: int) -> list[str]:
         """Its tables are small and in no files."""
