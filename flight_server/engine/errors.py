@@ -55,7 +55,8 @@ _NO_TABLE = re.compile(
     re.DOTALL,
 )
 _READ_ONLY = re.compile(r"transaction is launched in read-only mode")
-_FILE_GONE = re.compile(r"No files found|Cannot open file|No such file|HTTP (?:GET|HEAD) error|404")
+_FILE_GONE = re.compile(r"No files found|No such file|HTTP 404|404 \(Not Found\)|NoSuchKey")
+_NO_ANSWER = re.compile(r"\bHTTP\b|[Cc]onnection|[Tt]imed? ?out|Could not resolve")
 
 
 def translated(error: BaseException) -> BaseException:
@@ -80,8 +81,13 @@ def translated(error: BaseException) -> BaseException:
         return PermissionDenied(f"{_first_line(text)}; K2's SQL reads its own tables only")
     if kind == "INTERRUPT":
         return StatementCancelled("the engine stopped the statement before its end; run it again")
-    if kind == "IO" and _FILE_GONE.search(text):
-        return SnapshotExpired(f"a data file of the snapshot cannot be read ({_first_line(text)}); run the query again")
+    if kind in ("IO", "HTTP") and _FILE_GONE.search(text):
+        return SnapshotExpired(
+            f"a file of the snapshot that this statement reads is gone ({_first_line(form['rest'])}): another tool "
+            "expired or compacted it; send the statement again, which then reads a newer snapshot"
+        )
+    if kind == "HTTP" or (kind == "IO" and _NO_ANSWER.search(text)):
+        return Unavailable(f"the file store did not give a file ({_first_line(form['rest'])}); try again in a moment")
     if kind == "TransactionContext":
         return StatementError(text)
     ours = _KINDS.get(kind)

@@ -7,6 +7,7 @@ MVCC, and it is what makes a query's cut exact and what pins it.
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -89,14 +90,23 @@ class Database:
 
     @contextmanager
     def publication(self) -> Iterator[None]:
-        """One transaction: all of what is written within becomes visible at once, or none of it."""
-        self._writer.execute("BEGIN")
+        """One transaction: all of what is written within becomes visible at once, or none of it.
+
+        Raises Unavailable when the engine cannot do it now: a file of the snapshot to be shown is gone or cannot be
+        reached (a view is bound to its files when it is made), or there is no memory for the rows.
+        """
         try:
-            yield
-        except BaseException:
-            self._writer.execute("ROLLBACK")
-            raise
-        self._writer.execute("COMMIT")
+            self._writer.execute("BEGIN")
+            try:
+                yield
+                self._writer.execute("COMMIT")
+            except BaseException:
+                with contextlib.suppress(duckdb.Error):  # what failed may have ended the transaction already
+                    self._writer.execute("ROLLBACK")
+                raise
+        except duckdb.Error as error:
+            reason = str(error).partition("\n")[0]
+            raise Unavailable(f"the engine could not publish the tables' newer state ({reason}); try again") from None
 
     def column_types(self, schema: pa.Schema) -> dict[str, str]:
         """The SQL type of each column of an Arrow schema, in order."""

@@ -17,7 +17,7 @@ from prometheus_client import CollectorRegistry, Gauge, Histogram
 
 from common.clock import Clock, SystemClock
 from common.datasets import INSTRUMENTS, QUOTES, TRADES, Dataset
-from common.errors import BrokerError, CatalogError, TableNotFound, TailGap, Unavailable
+from common.errors import K2Error, TableNotFound, Unavailable
 from common.log import KafkaLog, KafkaLogReader, TopicInfo
 from common.offsets import PartitionOffsets
 from common.registry import open_registry
@@ -291,9 +291,12 @@ class Lake:
                 if topics is not None:
                     publisher.assign(*topics)
                 published = publisher.poll(0.1)
-            except (BrokerError, TailGap, Unavailable) as error:
+            except K2Error as error:
+                # Nothing inexact is shown: what failed shows nothing, and `gap` refuses what it has to.
                 self._log.warning("the tail waits", reason=str(error))
                 waiting = True
+                with self._news_lock:
+                    self._topics = self._topics or topics
                 self._stopping.wait(0.2)
                 continue
             self._rows_published += published
@@ -310,19 +313,41 @@ class Lake:
     def _refresh(self, log: KafkaLog) -> None:
         topics_due = 0.0
         while not self._stopping.wait(self._settings.snapshot_refresh_ms / 1000):
-            try:
-                newest = {dataset.name: self._snapshots.newest(dataset) for dataset in self._datasets}
-                with self._news_lock:
-                    self._newest = newest
-                if self._clock.monotonic_s() >= topics_due:
-                    topics = (log.cluster_id(), self._list_topics(log))
-                    topics_due = self._clock.monotonic_s() + self._settings.topic_refresh_ms / 1000
-                    with self._news_lock:
-                        self._topics = topics
-                self.publish_research()
-                self.research.sweep()
-            except (Unavailable, BrokerError, CatalogError) as error:
-                self._log.warning("no news from catalog or broker; answers go on from what is known", reason=str(error))
+            self._guarded_news(self._ask_catalog)
+            if self._clock.monotonic_s() >= topics_due and self._guarded_news(self._ask_broker, log):
+                topics_due = self._clock.monotonic_s() + self._settings.topic_refresh_ms / 1000
+            self._guarded_news(self.publish_research)
+            self._guarded_news(self.research.sweep)
+
+    def _ask_catalog(self) -> None:
+        """One table without news, for whatever reason, keeps the snapshot that it has, and the others get theirs."""
+        newest: dict[str, Snapshot] = {}
+
+        def ask(dataset: Dataset) -> None:
+            newest[dataset.name] = self._snapshots.newest(dataset)
+
+        for dataset in self._datasets:
+            self._guarded_news(ask, dataset)
+        with self._news_lock:
+            self._newest = newest
+
+    def _ask_broker(self, log: KafkaLog) -> None:
+        topics = (log.cluster_id(), self._list_topics(log))
+        with self._news_lock:
+            self._topics = topics
+
+    def _guarded_news(self, ask: Callable[..., object], *args: object) -> bool:
+        """Whether there was an answer. Without news answers are as exact as with: they go on from what is known."""
+        try:
+            ask(*args)
+        except Exception as error:  # noqa: BLE001  (a table's metadata may be anything; the thread must outlive it)
+            self._log.warning(
+                "no news from catalog or broker; answers go on from what is known",
+                reason=str(error) or repr(error),
+                kind=type(error).__name__,
+            )
+            return False
+        return True
 
     def _list_topics(self, log: KafkaLog) -> list[TopicInfo]:
         found: dict[str, TopicInfo] = {}

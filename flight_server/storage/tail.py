@@ -213,24 +213,37 @@ class Publisher:
         A topic made anew under its old name makes every tail start again, and what the old one had beyond the snapshot
         is gone: the log no longer has it, and the sink drops it too.
         """
-        self._cluster_id = cluster_id
         wanted = {info.topic: info for info in topics}
+        self._cluster_id = cluster_id
         if wanted == self._topics:
             return
-        anew = [topic for topic, info in wanted.items() if self._topics.get(topic, info).topic_id != info.topic_id]
-        self._topics = wanted
+        before, self._topics = self._topics, wanted
+        try:
+            self._follow(before)
+        except BaseException as error:
+            # Half done is not done: the topics are new again the next time, and the tail starts again until then.
+            self._topics = before
+            self._gap = TailGap(f"the topics are being taken up ({_reason(error)}); try again")
+            self._must_reset = True
+            raise
+
+    def _follow(self, before: Mapping[str, TopicInfo]) -> None:
+        anew = [topic for topic, info in self._topics.items() if before.get(topic, info).topic_id != info.topic_id]
         for name, table in self._tables.items():
+            # Also one that was followed before, when the tail started again in between: it is new to the tail.
             fresh = {
                 partition: table.snapshot.offsets.next_offset(partition)
                 for partition in self._partitions_of(table)
-                if partition not in self._numbers
+                if partition not in table.tail.position
             }
             if not fresh:
                 continue
-            added = [(len(self._numbers) + index, offset) for index, offset in enumerate(fresh.values())]
+            changed = [(self._numbers[p], offset) for p, offset in fresh.items() if p in self._numbers]
+            unnumbered = [p for p in fresh if p not in self._numbers]
+            added = [(len(self._numbers) + index, fresh[p]) for index, p in enumerate(unnumbered)]
             with self._database.publication():
-                self._database.set_positions(self._generation, [], added)
-            for partition, (number, _offset) in zip(fresh, added, strict=True):
+                self._database.set_positions(self._generation, changed, added)
+            for partition, (number, _offset) in zip(unnumbered, added, strict=True):
                 self._owner[partition] = name
                 self._numbers[partition] = number
             table.tail = replace(
@@ -265,21 +278,21 @@ class Publisher:
                 check_reach(snapshot, table.tail, table=table.dataset.table)
             except TailGap as gap:
                 self._gap, self._must_reset = gap, True
-                table.snapshot = snapshot
-                continue
             kept = [s for s in table.tail.segments if s.rows and not s.below(snapshot.offsets)]
             published[name] = (snapshot, kept)
         if self._must_reset:
-            self.reset()
-            return
-        self._publish(published)
+            self.reset(changed)
+        else:
+            self._publish(published)
 
-    def reset(self) -> None:
-        """Start every tail again from where its table's snapshot ends."""
-        for table in self._tables.values():
-            start = PartitionOffsets({p: table.snapshot.offsets.next_offset(p) for p in self._partitions_of(table)})
+    def reset(self, newer: Mapping[str, Snapshot] | None = None) -> None:
+        """Start every tail again from where its table's snapshot ends: the published one, or the one in `newer`."""
+        self._must_reset = True
+        snapshots = {name: (newer or {}).get(name, table.snapshot) for name, table in self._tables.items()}
+        for name, table in self._tables.items():
+            start = PartitionOffsets({p: snapshots[name].offsets.next_offset(p) for p in self._partitions_of(table)})
             table.tail = replace(table.tail, base=start, position=start)
-        self._publish({name: (table.snapshot, ()) for name, table in self._tables.items()}, all_positions=True)
+        self._publish({name: (snapshot, ()) for name, snapshot in snapshots.items()}, all_positions=True)
         self._assign_reader()
         self._must_reset = False
 
@@ -300,8 +313,7 @@ class Publisher:
             published = self._append(self._gather(timeout_s))
         except BaseException as error:
             # What was read and not published is gone from the reader: only a new start has no hole.
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            self._gap = TailGap(f"the tail is being read again from the snapshot's end ({reason}); try again")
+            self._gap = TailGap(f"the tail is being read again from the snapshot's end ({_reason(error)}); try again")
             self._must_reset = True
             raise
         if self._gap is not None and self._reader.at_end():
@@ -464,3 +476,8 @@ class Publisher:
     def _assign_reader(self) -> None:
         starts = {p: t.tail.position.next_offset(p) for t in self._tables.values() for p in self._partitions_of(t)}
         self._reader.assign(starts, {info.topic_id: info.topic for info in self._topics.values()})
+
+
+def _reason(error: BaseException) -> str:
+    """The first line of what it says, or its kind."""
+    return str(error).splitlines()[0] if str(error) else type(error).__name__

@@ -42,6 +42,13 @@ class FakeLog:
         """Are these topics still the incarnations that were found?"""
         return all(self._topics.get(name) == info for name, info in sources.topics.items())
 
+    def grow(self, topic: str, partitions: int) -> None:
+        """Add partitions, up to this number, to a topic that stays the same incarnation."""
+        info = self._topics[topic]
+        self._topics[topic] = TopicInfo(topic, info.topic_id, partitions)
+        for number in range(info.partitions, partitions):
+            self._partitions[KafkaPartition(self.cluster_id, info.topic_id, number)] = _Partition()
+
     def delete(self, topic: str) -> None:
         del self._topics[topic]
 

@@ -61,6 +61,11 @@ class Live:
             if row["n"] == self._next_id:
                 return row
 
+    @property
+    def snapshot_id(self) -> int | None:
+        """The snapshot that the server shows."""
+        return self._lake.stats().snapshot_ids["trades"]
+
     def settle(self) -> None:
         """Return once the sink has committed all and the server has taken the snapshot up."""
         while sum(self._lake.stats().tail_rows.values()):

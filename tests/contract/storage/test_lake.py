@@ -163,6 +163,74 @@ def test_an_old_transaction_keeps_its_instant_while_the_table_moves_on(
         sink.stop()
 
 
+def test_a_table_whose_entries_a_foreign_tool_expired_is_served_from_what_is_known(
+    kafka: KafkaSettings, lake_settings: LakeSettings
+) -> None:
+    """Which offsets the newest snapshot holds, nobody can say; the one before it and the log give exact answers."""
+    market = Market(kafka)
+    market.produce(100)
+    sink = SinkService(kafka, lake_settings, SinkSettings(commit_age_ms_max=20), datasets=(TRADES,))
+    lake = Lake(kafka, lake_settings, SETTINGS, datasets=(TRADES,))
+    sink.start()
+    lake.start()
+    try:
+        waiter = threading.Event()
+        while sum(lake.stats().tail_rows.values()) or lake.stats().snapshot_ids["trades"] is None:
+            waiter.wait(0.01)
+        sink.stop()
+        known = lake.stats().snapshot_ids["trades"]
+        table = open_catalog(lake_settings).load_table("market.trades")
+        table.overwrite(table.scan().to_arrow())
+        newest = table.current_snapshot()
+        assert newest is not None
+        others = [s.snapshot_id for s in table.metadata.snapshots if s.snapshot_id != newest.snapshot_id]
+        table.maintenance.expire_snapshots().by_ids(others).commit()
+        with pytest.raises(SnapshotNotFound, match="which Kafka offsets it holds"):
+            IcebergSnapshots(lake_settings).newest(TRADES)
+        for _turn in range(3):
+            market.produce(20)
+            eventually(lake, "SELECT count(*), count(DISTINCT trade_id) FROM market.trades", [(market.next_id,) * 2])
+        assert lake.failure is None
+        assert lake.stats().snapshot_ids["trades"] == known
+        fresh = Lake(kafka, lake_settings, SETTINGS, datasets=(TRADES,))
+        with pytest.raises(SnapshotNotFound, match="roll the table back"):
+            fresh.start()
+        fresh.stop()
+    finally:
+        lake.stop()
+        sink.stop()
+
+
+def test_metadata_that_cannot_be_read_stops_neither_the_server_nor_the_tail(
+    kafka: KafkaSettings, lake_settings: LakeSettings
+) -> None:
+    market = Market(kafka)
+    market.produce(100)
+    sink = SinkService(kafka, lake_settings, SinkSettings(commit_age_ms_max=20), datasets=(TRADES,))
+    lake = Lake(kafka, lake_settings, SETTINGS, datasets=(TRADES,))
+    sink.start()
+    lake.start()
+    try:
+        waiter = threading.Event()
+        while sum(lake.stats().tail_rows.values()) or lake.stats().snapshot_ids["trades"] is None:
+            waiter.wait(0.01)
+        sink.stop()
+        table = open_catalog(lake_settings).load_table("market.trades")
+        with table.transaction() as transaction:
+            transaction.set_properties({"another": "metadata file"})
+        written = Path(table.metadata_location.removeprefix("file://"))
+        whole = written.read_text()
+        written.write_text(whole[: len(whole) // 2])
+        for _turn in range(3):
+            market.produce(20)
+            eventually(lake, "SELECT count(*) FROM market.trades", [(market.next_id,)])
+        assert lake.failure is None
+        written.write_text(whole)
+    finally:
+        lake.stop()
+        sink.stop()
+
+
 @pytest.mark.parametrize(
     "attack",
     [

@@ -1,0 +1,265 @@
+"""The publisher when something under it fails: nothing inexact is shown, and it finds back by itself."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from common.clock import ManualClock
+from common.codec import Decoder, Encoder
+from common.datasets import TRADES
+from common.errors import BrokerError, LogTruncated, TailGap, Unavailable
+from common.log import ConsumerBatch, TopicInfo
+from common.offsets import KafkaPartition, PartitionOffsets
+from common.registry import EmbeddedRegistry
+from common.settings import FlightSettings, LakeSettings
+from flight_server.storage.database import Database
+from flight_server.storage.read_view import Snapshot, read_files
+from flight_server.storage.tail import Publisher
+from tests.support.fake_log import FakeLog, FakeReader
+from tests.support.records import trade
+
+TOPIC = TRADES.topic(asset_class="crypto", exchange="binance")
+OTHER = TRADES.topic(asset_class="crypto", exchange="kraken")
+REGISTRY = EmbeddedRegistry()
+ENCODER = Encoder(TRADES, REGISTRY, topic=TOPIC)
+SETTINGS = FlightSettings(threads=1, memory_bytes_max=256 * 1024**2)
+
+
+class Server:
+    """One publisher over a fake log and real Parquet files."""
+
+    def __init__(self, folder: Path) -> None:
+        self.lake = LakeSettings.load(data_dir=folder)
+        self.lake.prepare()
+        self.folder = folder / "warehouse"
+        self.folder.mkdir(exist_ok=True)
+        self.log = FakeLog()
+        self.log.create(TOPIC)
+        self.database = Database(SETTINGS, self.lake)
+        self.reader: FakeReader = self.log.reader()
+        self.publisher = Publisher(
+            self.database,
+            self.reader,
+            REGISTRY,
+            SETTINGS,
+            ManualClock(),
+            [TRADES],
+            topic_ids=lambda names: {n: i.topic_id for n, i in self.log.topics.items() if n in set(names)},
+        )
+        self.files = 0
+
+    def follow(self) -> None:
+        self.publisher.assign(self.log.cluster_id, self.log.topics.values())
+
+    def produce(self, *ids: int, topic: str = TOPIC) -> None:
+        for number in ids:
+            self.log.append(topic, ENCODER.encode(trade(number)))
+
+    def partition(self, topic: str = TOPIC) -> KafkaPartition:
+        return KafkaPartition(self.log.cluster_id, self.log.topics[topic].topic_id, 0)
+
+    def committed(self, ids: list[int], snapshot_id: int, *, topic: str = TOPIC) -> tuple[Snapshot, Path]:
+        """A snapshot of the log's first records: these ids, at the offsets from 0 on."""
+        source = self.partition(topic)
+        values: list[bytes | None] = [ENCODER.encode(trade(number)) for number in ids]
+        offsets = list(range(len(ids)))
+        batch = ConsumerBatch(topic, source.cluster_id, source.topic_id, [0] * len(ids), offsets, values)
+        rows = Decoder(TRADES, REGISTRY).decode(batch).record_batch
+        self.files += 1
+        path = self.folder / f"{self.files}.parquet"
+        pq.write_table(pa.Table.from_batches([rows]), path)
+        next_offsets = PartitionOffsets({source: len(ids)})
+        return Snapshot(snapshot_id, read_files([str(path)]), tuple(rows.schema.names), next_offsets), path
+
+    def adopt(self, snapshot: Snapshot) -> None:
+        self.publisher.adopt({TRADES.name: snapshot})
+
+    def ids(self) -> list[int]:
+        """What a query reads now; each answer must end where its cut says."""
+        cursor = self.database.cursor()
+        try:
+            cursor.execute("BEGIN")
+            self.publisher.cut(cursor)
+            found = cursor.execute("SELECT trade_id FROM market.trades ORDER BY ALL").fetchall()
+            return [number for (number,) in found]
+        finally:
+            cursor.close()
+
+    def settle(self) -> None:
+        for _ in range(10):
+            if self.publisher.poll(0.0) == 0 and self.publisher.gap is None:
+                return
+        raise AssertionError(self.publisher.gap)
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[Server]:
+    made = Server(tmp_path)
+    try:
+        yield made
+    finally:
+        made.reader.close()
+        made.database.close()
+
+
+def test_a_snapshot_whose_files_are_gone_already_is_not_shown_and_the_older_one_goes_on(server: Server) -> None:
+    """Between the catalog's answer and its publication another tool may have compacted and expired it."""
+    server.follow()
+    server.produce(1, 2, 3)
+    server.settle()
+    expired, path = server.committed([1, 2], 1)
+    path.unlink()
+    with pytest.raises(Unavailable, match=r"could not publish .* try again"):
+        server.adopt(expired)
+    assert server.publisher.gap is None
+    assert server.ids() == [1, 2, 3]
+    server.produce(4)
+    server.settle()
+    newer, _ = server.committed([1, 2, 3], 2)
+    server.adopt(newer)
+    assert server.ids() == [1, 2, 3, 4]
+
+
+def test_when_the_tail_must_start_again_and_the_old_files_are_gone_the_newer_snapshot_is_taken(server: Server) -> None:
+    """The tail starts again from the snapshot that is adopted, not from the one that was published before."""
+    server.follow()
+    server.produce(1, 2, 3)
+    server.settle()
+    old, path = server.committed([1], 1)
+    server.adopt(old)
+    server.log.down = True
+    with pytest.raises(BrokerError):
+        server.publisher.poll(0.0)
+    path.unlink()
+    server.log.down = False
+    with pytest.raises(Unavailable, match="could not publish"):
+        server.publisher.poll(0.0)
+    assert isinstance(server.publisher.gap, TailGap)
+    newer, _ = server.committed([1, 2], 2)
+    server.adopt(newer)
+    server.settle()
+    assert server.ids() == [1, 2, 3]
+
+
+def test_topics_that_could_not_be_taken_up_are_taken_up_the_next_time(server: Server) -> None:
+    server.follow()
+    server.produce(1)
+    server.settle()
+    server.log.create(OTHER)
+    server.produce(2, topic=OTHER)
+    server.log.down = True
+    with pytest.raises(BrokerError):
+        server.follow()
+    assert isinstance(server.publisher.gap, TailGap)
+    server.log.down = False
+    server.follow()
+    server.settle()
+    assert server.ids() == [1, 2]
+
+
+def test_a_topic_that_is_listed_again_is_read_from_where_the_snapshot_ends(server: Server) -> None:
+    """A topic is missing from one answer of the broker, and the tail starts again before it is back."""
+    server.log.create(OTHER)
+    server.follow()
+    server.produce(1, 2, topic=OTHER)
+    server.settle()
+    committed, _ = server.committed([1, 2], 1, topic=OTHER)
+    server.adopt(committed)
+    listed = dict(server.log.topics)
+    server.publisher.assign(server.log.cluster_id, [listed[TOPIC]])
+    server.publisher.reset()
+    server.follow()
+    server.produce(3, topic=OTHER)
+    server.settle()
+    assert server.ids() == [1, 2, 3]
+
+
+def test_retention_that_is_ahead_of_the_table_is_refused_until_the_table_has_passed_it(server: Server) -> None:
+    server.follow()
+    server.produce(1, 2, 3)
+    server.log.truncate(TOPIC, 2)
+    for _ in range(2):
+        with pytest.raises(LogTruncated):
+            server.publisher.poll(0.0)
+        gap = server.publisher.gap
+        assert isinstance(gap, TailGap) and "no longer holds" in str(gap), "a part would be given as the whole"
+    passed, _ = server.committed([1, 2], 1)
+    server.adopt(passed)
+    server.settle()
+    assert server.ids() == [1, 2, 3]
+
+
+def test_records_that_retention_took_after_the_tail_had_them_are_still_answered(server: Server) -> None:
+    server.follow()
+    server.produce(1, 2, 3)
+    server.settle()
+    server.log.truncate(TOPIC, 3)
+    server.publisher.poll(0.0)
+    assert server.publisher.gap is None and server.ids() == [1, 2, 3]
+
+
+def test_partitions_that_are_added_to_a_topic_are_read_from_their_beginning(server: Server) -> None:
+    server.follow()
+    server.produce(1)
+    server.settle()
+    grow(server, 3)
+    server.log.append(TOPIC, ENCODER.encode(trade(2)), 2)
+    server.follow()
+    server.settle()
+    assert server.ids() == [1, 2]
+
+
+def grow(server: Server, partitions: int) -> None:
+    server.log.grow(TOPIC, partitions)
+    assert server.log.topics[TOPIC] == TopicInfo(TOPIC, server.partition().topic_id, partitions)
+
+
+@pytest.mark.parametrize("back_to", [0, 1, 2, 3])
+def test_a_table_that_is_rolled_back_is_filled_up_from_the_log(server: Server, back_to: int) -> None:
+    server.follow()
+    server.produce(1, 2, 3, 4)
+    server.settle()
+    snapshots = [server.committed([1, 2, 3, 4][:count], count + 1)[0] for count in range(4)]
+    server.adopt(snapshots[3])
+    assert server.ids() == [1, 2, 3, 4]
+    server.adopt(snapshots[back_to])
+    if back_to < 3:
+        assert isinstance(server.publisher.gap, TailGap)
+    server.settle()
+    assert server.ids() == [1, 2, 3, 4]
+
+
+def test_a_snapshot_that_says_it_is_further_than_the_log_ends_is_refused(server: Server) -> None:
+    """Records were lost in Kafka that the table has: what comes at those offsets now is not what was there."""
+    server.follow()
+    server.produce(1, 2)
+    ahead, _ = server.committed([1, 2, 3], 1)
+    server.adopt(ahead)
+    server.publisher.reset()
+    with pytest.raises(LogTruncated):
+        server.publisher.poll(0.0)
+    assert isinstance(server.publisher.gap, TailGap)
+
+
+def test_a_cut_names_what_its_transaction_sees(server: Server) -> None:
+    server.follow()
+    server.produce(1, 2)
+    server.settle()
+    cursor: Any = server.database.cursor()
+    cursor.execute("BEGIN")
+    before = server.publisher.cut(cursor)
+    newer, _ = server.committed([1, 2], 1)
+    server.adopt(newer)
+    server.produce(3)
+    server.settle()
+    assert server.publisher.cut(cursor) == before
+    assert json.loads(before.to_text())["market.trades"]["snapshot"] is None
+    assert cursor.execute("SELECT count(*) FROM market.trades").fetchone() == (2,)
+    cursor.close()
