@@ -201,6 +201,19 @@ class FlightSettings(Settings):
     ticket_key: SecretStr | None = Field(
         None, description="what tickets are sealed with; the same on replicas; unset = made at each start"
     )
+    subscriptions_max: int = Field(64, ge=0, le=10_000, description="SUBSCRIBE: how many run at once; more are refused")
+    subscription_interval_ms_min: float = Field(
+        20.0, ge=1, le=100, description="SUBSCRIBE: the least time between two batches of one that is up to date"
+    )
+    subscription_keep_alive_s: float = Field(
+        5.0, gt=0, le=240, description="SUBSCRIBE: an empty batch after so long without rows; proxies cut idle streams"
+    )
+    subscription_stall_s_max: float = Field(
+        60.0, gt=0, le=86_400, description="SUBSCRIBE: one whose reader leaves a batch lying for longer is ended"
+    )
+    subscription_rows_behind_max: int = Field(
+        10_000_000, ge=1, description="SUBSCRIBE: one that was up to date and falls further behind is ended"
+    )
     snapshot_refresh_ms: int = Field(
         500, ge=10, le=60_000, description="how often the catalog is asked for a newer snapshot"
     )

@@ -1,13 +1,14 @@
-"""Statements about the session itself: SET, RESET and USE; BEGIN, COMMIT and ROLLBACK; KILL."""
+"""Statements that are K2's own or about the session: SET, RESET, USE; BEGIN, COMMIT, ROLLBACK; KILL; SUBSCRIBE."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
 
 from common.errors import InvalidStatement, PermissionDenied
-from flight_server.engine.tokens import qualified_name, skip_words, tokens_of
+from flight_server.engine.tokens import Token, qualified_name, skip_words, tokens_of
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,18 @@ class Kill:
     id: str
 
 
+@dataclass(frozen=True)
+class Subscribe:
+    """Rows as they arrive: the text of the query, and the cut to begin behind; None: with all that there is.
+
+    `from_now` begins with nothing of what is there already.
+    """
+
+    query: str
+    cut: str | None = None
+    from_now: bool = False
+
+
 #: SQL's names for session options, beside the options' own names.
 _ALIASES = {"search_path": "schema", "time zone": "timezone"}
 #: What SET may change, by any of its names.
@@ -40,6 +53,8 @@ OPTION_NAMES = frozenset({"catalog", "schema", "k2.as_of", "statement_timeout", 
 
 _KILL = re.compile(r"\s*kill\s+(?P<what>session|statement)\s+'(?P<id>[^']*)'\s*;?\s*", re.IGNORECASE)
 _KILL_AT_ALL = re.compile(r"\s*kill\b", re.IGNORECASE)
+_SUBSCRIBE_AT_ALL = re.compile(r"(?:\s|--[^\n]*\n|/\*.*?\*/)*subscribe\b", re.IGNORECASE | re.DOTALL)
+_STRING = re.compile(r"'(?:[^']|'')*'")
 _VALUE = re.compile(r"\s*(?:=|\bto\b)\s*(?P<value>.*?)\s*;?\s*\Z", re.IGNORECASE | re.DOTALL)
 
 
@@ -50,6 +65,43 @@ def kill_of(text: str) -> Kill | None:
         return Kill(found["what"].lower(), found["id"])
     if _KILL_AT_ALL.match(text):
         raise InvalidStatement("KILL is written KILL SESSION '<id>' or KILL STATEMENT '<id>'; see ops.sessions for ids")
+    return None
+
+
+def subscribe_of(text: str) -> Subscribe | None:
+    """The SUBSCRIBE in the text, which is no SQL of the engine's; None for any other text. Raises InvalidStatement."""
+    if _SUBSCRIBE_AT_ALL.match(text) is None:
+        return None
+    tokens = tokens_of(text)
+    if not tokens or not tokens[0].says("subscribe"):
+        return None
+    closing = _closing(tokens)
+    rest = [] if closing is None else tokens[closing + 1 :]
+    if rest and rest[-1].sign == ";":
+        rest = rest[:-1]
+    if closing is not None:
+        query = text.encode()[tokens[1].end : tokens[closing].start].decode()
+        if not rest:
+            return Subscribe(query)
+        if len(rest) == 2 and rest[0].says("from") and rest[1].says("now"):
+            return Subscribe(query, from_now=True)
+        if len(rest) == 3 and rest[0].says("from") and rest[1].says("cut") and rest[2].sign == "'":
+            written = _STRING.match(rest[2].raw)
+            if written is not None:
+                return Subscribe(query, cut=written.group()[1:-1].replace("''", "'"))
+    raise InvalidStatement(
+        "SUBSCRIBE is written SUBSCRIBE (SELECT ... FROM market.trades WHERE ...), with FROM NOW or FROM CUT '<cut>' "
+        "behind it to leave out what is known already"
+    )
+
+
+def _closing(tokens: Sequence[Token]) -> int | None:
+    """The index of the parenthesis that closes the one behind the first word; None when that is not so."""
+    depth = 0
+    for index, token in enumerate(tokens[1:], 1):
+        depth += (token.sign == "(") - (token.sign == ")")
+        if depth == 0:
+            return index if index > 1 else None
     return None
 
 

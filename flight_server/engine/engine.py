@@ -7,6 +7,7 @@ but a session's own scratch and the namespace `research` can be changed.
 
 from __future__ import annotations
 
+import math
 import os
 import secrets
 import threading
@@ -24,6 +25,7 @@ from common.errors import InvalidStatement, K2Error, SettingsError, StatementCan
 from common.settings import FlightSettings
 from flight_server.engine import activity
 from flight_server.engine.admission import Admission
+from flight_server.engine.control import Subscribe
 from flight_server.engine.cursors import CursorPool
 from flight_server.engine.dialect import Dialect, consistent_of, dialect_of
 from flight_server.engine.errors import translated
@@ -39,8 +41,9 @@ from flight_server.engine.session_options import CATALOG, MARKET, RESEARCH
 from flight_server.engine.sessions import Caller, Session, Sessions
 from flight_server.engine.sources import Part, Source, Sources, relation_of
 from flight_server.engine.statements import Statement, StatementKind
+from flight_server.engine.subscriptions import Followed, Subscription, Subscriptions
 from flight_server.engine.table_functions import CHANGES
-from flight_server.engine.watchdog import About, Watchdog
+from flight_server.engine.watchdog import About, Watchdog, Watched
 
 #: Statements whose plan is remembered. A plan is some kilobytes; dashboards repeat tens of texts.
 _PLANS_MAX = 1_024
@@ -122,6 +125,7 @@ class Engine:
         self._sources = Sources(lake)
         self._endpoints = settings.endpoints_max or max(1, (os.cpu_count() or 1) // 2)
         self._results = Results(bytes_max=settings.result_cache_bytes_max, registry=registry)
+        self._subscriptions = Subscriptions(lake, self._cursors, self._admission, settings, clock)
         #: The names of tables that a cut does not cover.
         self._uncut: frozenset[str] = frozenset()
         self._plans_lock = threading.Lock()
@@ -142,6 +146,7 @@ class Engine:
         self._open = Gauge("k2_open_statements", "Statements that run now", registry=registry)
         for name, text, value in (
             ("k2_waiting_statements", "Statements that wait for their turn", lambda: self._admission.waiting),
+            ("k2_subscriptions", "Subscriptions that are open", lambda: len(self._subscriptions)),
             ("k2_sessions", "Sessions that are open", lambda: len(self.sessions)),
             ("k2_pinned_statements", "Statements announced, with their cut pinned", lambda: len(self._pending)),
         ):
@@ -156,8 +161,9 @@ class Engine:
         self._refusal = None
 
     def drain(self, reason: K2Error) -> None:
-        """From now on new statements get `reason`; running ones go on."""
+        """From now on new statements get `reason`; running ones go on, but subscriptions, which have no end."""
         self._refusal = reason
+        self._subscriptions.cancel_all(reason)
 
     def cancel_all(self, reason: K2Error) -> None:
         """Stop what runs; its readers get `reason`."""
@@ -198,7 +204,7 @@ class Engine:
     def pinned_statements(self) -> int:
         return len(self._pending)
 
-    def running(self) -> list[tuple[RunningStatement, About]]:
+    def running(self) -> list[tuple[Watched, About]]:
         """What runs now."""
         return self._watchdog.running()
 
@@ -280,6 +286,11 @@ class Engine:
         session = self._session(caller, request.transaction_id)
         if not statement.is_query:
             return _Plan(statement, (), COUNT_SCHEMA, session)
+        subscribe = statement.detail if isinstance(statement.detail, Subscribe) else None
+        if subscribe is not None and statement.subscribed is not None:
+            statement = statement.subscribed
+            self._sources.by_row(statement, planner.parser)
+            self._check_plain(session, statement, request.transaction_id)
         parameters = request.parameters
         rows = [(None,) * len(statement.parameters)] if unbound else bound_rows(statement, parameters)
         values = values_of(statement, rows[0] if rows else (None,) * len(statement.parameters))
@@ -303,7 +314,7 @@ class Engine:
             known = planner.result_schema(planned, values)
             with self._plans_lock:
                 _remember(self._plans, key, known)
-        return _Plan(statement, rows, known, session, source=source)
+        return _Plan(statement, rows, known, session, source=source, subscribe=subscribe)
 
     # -- running
 
@@ -315,6 +326,9 @@ class Engine:
         plan = self._plan(request, caller)
         statement = plan.statement
         statement_id = secrets.token_bytes(12)
+        if plan.subscribe is not None:
+            start = self._subscriptions.start_of(self._followed(plan).table, plan.subscribe)
+            return Announced(statement_id, plan.schema, start, ordered=False)
         if plan.on_home:
             home = None if plan.session is None else plan.session.home
             cut = home.cut if home is not None and home.in_transaction and plan.source is None else None
@@ -370,6 +384,8 @@ class Engine:
             plan = self._plan(request, caller)
             if not plan.statement.is_query:
                 raise InvalidStatement("the statement changes something; it cannot be run by its ticket again")
+            if plan.subscribe is not None:
+                raise InvalidStatement("SUBSCRIBE has no end, so that nothing can be made of its rows; write a query")
             if pinned is None:
                 source = plan.source
                 if request.is_part:
@@ -476,6 +492,67 @@ class Engine:
             self._plan_anew()
             raise
         return running
+
+    def follow(
+        self, request: Request, caller: Caller | None = None, *, is_gone: Callable[[], bool] | None = None
+    ) -> Subscription:
+        """Begin a SUBSCRIBE, behind the cut that was announced. `is_gone` is asked on the reader's thread.
+
+        Raises our errors.
+        """
+        if self._pending.is_cancelled(request.id):
+            raise StatementCancelled("the subscription was cancelled; send it again")
+        plan = self._plan(request, caller)
+        followed = self._followed(plan)
+        start = request.cut
+        if start is None:
+            assert plan.subscribe is not None
+            start = self._subscriptions.start_of(followed.table, plan.subscribe)
+        began_s = self._clock.monotonic_s()
+
+        def on_end(status: str, rows_given: int, bytes_given: int) -> None:
+            self._watchdog.forget(subscription)
+            self._open.dec()
+            counted, timed = self._counters(StatementKind.SUBSCRIBE.value, status)
+            counted.inc()
+            timed.observe(self._clock.monotonic_s() - began_s)
+            self._rows.inc(rows_given)
+            self._bytes.inc(bytes_given)
+
+        subscription = self._subscriptions.open(followed, start, is_gone=is_gone or (lambda: False), on_end=on_end)
+        self._open.inc()
+        about = About(
+            id=request.id or secrets.token_bytes(12),
+            principal=caller.principal if caller is not None else "",
+            session_id=caller.session_id if caller is not None else "",
+            text=request.sql,
+            kind=StatementKind.SUBSCRIBE.value,
+            began_us=self._clock.now_us(),
+            deadline_s=math.inf,
+            timeout_s=math.inf,
+        )
+        self._watchdog.watch(subscription, about)
+        return subscription
+
+    def _followed(self, plan: _Plan) -> Followed:
+        tree, table = self._sources.by_row(plan.statement, self._ready().parser)
+        if len(plan.rows) != 1:
+            raise InvalidStatement("SUBSCRIBE takes one set of parameters; subscribe once for each")
+        return Followed(tree, table, values_of(plan.statement, plan.rows[0]), plan.schema)
+
+    def _check_plain(self, session: Session | None, statement: Statement, transaction_id: bytes | None) -> None:
+        """Raises InvalidStatement when the session makes a query mean something that cannot be followed."""
+        if session is None:
+            return
+        if session.options.as_of:
+            raise InvalidStatement(
+                "the session reads everything as of an instant, which no later row belongs to; set k2.as_of back"
+            )
+        if self._needs_home(statement, session, transaction_id):
+            raise InvalidStatement(
+                "SUBSCRIBE reads the market outside of transactions and of the session's own tables, with the schema "
+                "market, in UTC; use a connection without these"
+            )
 
     def _counters(self, kind: str, status: str) -> tuple[Counter, Histogram]:
         found = self._counted.get((kind, status))
@@ -656,6 +733,7 @@ class _Plan:
     session: Session | None
     on_home: bool = False
     source: Source | None = None
+    subscribe: Subscribe | None = None
 
 
 class _Brief:

@@ -218,6 +218,10 @@ class RunningStatement:
         with self._state:
             return self._is_abandoned is not None and self._is_abandoned()
 
+    def late(self, now_s: float) -> K2Error | None:
+        """None: its deadline is the only time that it has."""
+        return None
+
     @property
     def is_cancelled(self) -> bool:
         """True once somebody has asked it to stop."""

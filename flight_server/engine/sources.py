@@ -282,7 +282,8 @@ class Sources:
         """
         words = statement.words & (_NOT_BY_ROW | VARYING_WORDS | {"at"})
         if words:
-            raise InvalidStatement(f"{min(words).upper()} cannot be answered row by row as rows arrive; {_BY_ROW}")
+            first = min(words, key=statement.query.lower().find)
+            raise InvalidStatement(f"{first.upper()} cannot be answered row by row as rows arrive; {_BY_ROW}")
         calls = statement.calls - self._consistent.scalars
         if calls:
             raise InvalidStatement(f"{min(calls)}(...) cannot be answered row by row as rows arrive; {_BY_ROW}")

@@ -11,14 +11,23 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Set
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 
 import duckdb
 
 from common.errors import InvalidStatement, PermissionDenied, Unsupported
 from flight_server.engine.changes import Change, change_of
-from flight_server.engine.control import Kill, SetOptions, TransactionVerb, kill_of, options_of, transaction_of
+from flight_server.engine.control import (
+    Kill,
+    SetOptions,
+    Subscribe,
+    TransactionVerb,
+    kill_of,
+    options_of,
+    subscribe_of,
+    transaction_of,
+)
 from flight_server.engine.errors import translated
 from flight_server.engine.file_names import refuse_files
 from flight_server.engine.tokens import outermost, tokens_of
@@ -33,6 +42,7 @@ class StatementKind(Enum):
     SET = "set"
     TRANSACTION = "transaction"
     KILL = "kill"
+    SUBSCRIBE = "subscribe"
 
 
 @dataclass(frozen=True)
@@ -43,7 +53,7 @@ class Statement:
     EXPLAIN). `parameters` are the names in the order of binding: "1", "2" for `?` and `$1`. `reads_tables` is False
     only when the text cannot name a table at all. `words` are all names in it, lower case, `calls` those before a
     parenthesis; `is_ordered` tells of an ORDER BY over the whole result. `detail` is what a statement that is no query
-    is about.
+    is about; `subscribed` is the query of a SUBSCRIBE.
     """
 
     text: str
@@ -54,12 +64,13 @@ class Statement:
     words: frozenset[str] = frozenset()
     calls: frozenset[str] = frozenset()
     is_ordered: bool = False
-    detail: Change | SetOptions | TransactionVerb | Kill | None = None
+    detail: Change | SetOptions | TransactionVerb | Kill | Subscribe | None = None
+    subscribed: Statement | None = None
 
     @property
     def is_query(self) -> bool:
         """True for what returns rows and changes nothing."""
-        return self.kind in (StatementKind.QUERY, StatementKind.EXPLAIN)
+        return self.kind in (StatementKind.QUERY, StatementKind.EXPLAIN, StatementKind.SUBSCRIBE)
 
 
 #: Table functions that compute, or describe the catalog; every other one that the engine knows is refused.
@@ -127,6 +138,12 @@ def parse(sql: str, parser: duckdb.DuckDBPyConnection, table_functions: Set[str]
     kill = kill_of(sql)
     if kill is not None:
         return Statement(sql, sql, StatementKind.KILL, (), False, detail=kill)
+    subscribe = subscribe_of(sql)
+    if subscribe is not None:
+        inner = parse(subscribe.query, parser, table_functions)
+        if inner.kind is not StatementKind.QUERY:
+            raise InvalidStatement("SUBSCRIBE takes a SELECT; what stands in its parentheses is none")
+        return replace(inner, text=sql, kind=StatementKind.SUBSCRIBE, detail=subscribe, subscribed=inner)
     try:
         found = list(parser.extract_statements(sql))
     except duckdb.Error as error:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol
 
 from common.clock import Clock
-from common.errors import StatementTimeout
-from flight_server.engine.running import RunningStatement
+from common.errors import K2Error, StatementTimeout
 
 #: How often is looked: a cancel whose interrupt met the engine just before its work began is said again by then.
 _INTERVAL_S = 0.1
@@ -28,6 +28,27 @@ class About:
     timeout_s: float
 
 
+class Watched(Protocol):
+    """What runs, as it is seen from outside. Any thread."""
+
+    @property
+    def is_cancelled(self) -> bool:
+        """True once somebody has asked it to stop."""
+        ...
+
+    def is_abandoned(self) -> bool:
+        """True when nobody waits for it any more, as far as that is known."""
+        ...
+
+    def cancel(self, reason: K2Error | None = None) -> None:
+        """Stop soon; the reader gets `reason`."""
+        ...
+
+    def late(self, now_s: float) -> K2Error | None:
+        """Why it is to be stopped now, for a reason of its own beside its deadline; None while there is none."""
+        ...
+
+
 class Watchdog:
     """Cancels each watched statement once its time, or its client, is gone. Thread-safe."""
 
@@ -35,7 +56,7 @@ class Watchdog:
         """`also` is what else is to be looked after now and then."""
         self._clock = clock
         self._also = also
-        self._watched: dict[RunningStatement, About] = {}
+        self._watched: dict[Watched, About] = {}
         self._lock = threading.Lock()
         self._stopping = threading.Event()
         self._thread: threading.Thread | None = None
@@ -49,15 +70,15 @@ class Watchdog:
         if self._thread is not None:
             self._thread.join()
 
-    def watch(self, statement: RunningStatement, about: About) -> None:
+    def watch(self, statement: Watched, about: About) -> None:
         with self._lock:
             self._watched[statement] = about
 
-    def forget(self, statement: RunningStatement) -> None:
+    def forget(self, statement: Watched) -> None:
         with self._lock:
             self._watched.pop(statement, None)
 
-    def running(self) -> list[tuple[RunningStatement, About]]:
+    def running(self) -> list[tuple[Watched, About]]:
         with self._lock:
             return list(self._watched.items())
 
@@ -74,6 +95,8 @@ class Watchdog:
                 )
             elif statement.is_cancelled or statement.is_abandoned():
                 statement.cancel()
+            elif (reason := statement.late(now_s)) is not None:
+                statement.cancel(reason)
         self._also()
 
     def _run(self) -> None:

@@ -18,7 +18,11 @@ from common.clock import Clock
 from common.errors import InvalidStatement, Unavailable, Unsupported
 from common.settings import FlightSettings
 from flight_server.engine.engine import COUNT_SCHEMA, Engine, Request
+from flight_server.engine.results import ReadyResult
+from flight_server.engine.running import RunningStatement
 from flight_server.engine.sessions import Caller
+from flight_server.engine.statements import StatementKind
+from flight_server.engine.subscriptions import Subscription
 from flight_server.engine.writing import Writing
 from flight_server.protocol import FlightSql_pb2 as sql
 from flight_server.protocol import catalog
@@ -120,6 +124,12 @@ class Statements:
         """When a ticket that is made now stops being good, in whole seconds."""
         return (self._clock.now_us() + self._ticket_us) // 1_000_000 * 1_000_000
 
+    def run(self, request: Request, call: Call) -> RunningStatement | ReadyResult | Subscription:
+        """What a ticket, or a prepared statement, gives: the rows of a query, or rows as they arrive."""
+        if self.engine.statement(request.sql).kind is StatementKind.SUBSCRIBE:
+            return self.engine.follow(request, call.caller, is_gone=call.is_gone)
+        return self.engine.execute(request, call.caller, is_abandoned=call.is_gone)
+
     def announce(self, request: Request, call: Call) -> Answer:
         caller = call.caller
         expires_us = self.expiry_us()
@@ -189,7 +199,7 @@ class TicketHandler:
         if handle.result is not None:
             return table_stream(pa.Table.from_batches([handle.result]))
         request = Request(handle.query, handle.parameters, handle.id, handle.cut, handle.transaction_id, handle.is_part)
-        running = statements.engine.execute(request, call.caller, is_abandoned=call.is_gone)
+        running = statements.run(request, call)
         if self._statements.fingerprint(running.schema) != handle.schema_fingerprint:
             running.close()
             raise Unavailable("the tables changed since GetFlightInfo was answered; run the statement again")
@@ -216,8 +226,7 @@ class PreparedHandler:
 
     def stream(self, command: sql.CommandPreparedStatementQuery, call: Call) -> flight.FlightDataStream:
         """Some older clients make the ticket themselves, out of the command."""
-        running = self._statements.engine.execute(self._request(command, call), call.caller, is_abandoned=call.is_gone)
-        return stream_of(running, call.log)
+        return stream_of(self._statements.run(self._request(command, call), call), call.log)
 
 
 def query_handlers(

@@ -22,14 +22,33 @@ from flight_server.engine.read_ahead import ReadAhead
 from flight_server.engine.results import ReadyResult
 from flight_server.engine.running import RunningStatement
 from flight_server.engine.shapes import empty_batch
+from flight_server.engine.subscriptions import Subscription
 from flight_server.service.status import on_the_wire
 
 
-def stream_of(statement: RunningStatement | ReadyResult, log: Callable[[], Any]) -> flight.FlightDataStream:
-    """The statement's result; its cut comes as app_metadata of the first batch, `{"cut": "..."}`."""
-    items = _items(statement, log)
+def stream_of(
+    statement: RunningStatement | ReadyResult | Subscription, log: Callable[[], Any]
+) -> flight.FlightDataStream:
+    """The statement's result; its cut comes as app_metadata of the first batch, `{"cut": "..."}`.
+
+    Each batch of a subscription has one: the cut that the subscriber stands at with it.
+    """
+    items = _arriving(statement, log) if isinstance(statement, Subscription) else _items(statement, log)
     next(items)
     return flight.GeneratorStream(statement.schema, items)
+
+
+def _arriving(subscription: Subscription, log: Callable[[], Any]) -> Generator[Any, None, None]:
+    """As `_items`, without an end of its own."""
+    try:
+        yield None
+        while True:
+            batch = subscription.read()
+            yield batch, json.dumps({"cut": subscription.cut}).encode()
+    except Exception as error:  # noqa: BLE001  (whatever it is, it must not leave with a traceback)
+        raise on_the_wire(error, log()) from None
+    finally:
+        subscription.close()
 
 
 def table_stream(table: pa.Table) -> flight.FlightDataStream:

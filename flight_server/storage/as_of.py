@@ -153,11 +153,7 @@ def check_has(
     if has.next_offset(partition) >= until:
         return
     where = f"partition {partition.partition} of topic {topic_short(partition.topic_id)}"
-    if has and all(known.cluster_id != partition.cluster_id for known in has):
-        raise SnapshotExpired(
-            f"this cut of {table} is of the Kafka cluster {partition.cluster_id[:64]}, and the table has nothing of "
-            "it; take a cut from this server"
-        )
+    check_cluster(table, partition, has)
     if topic_ids is not None and partition.topic_id not in topic_ids:
         raise SnapshotExpired(
             f"this cut of {table} reaches to offset {until} of {where}, which this server does not have: it has "
@@ -167,6 +163,15 @@ def check_has(
         f"this server has {where} of {table} up to offset {has.next_offset(partition)}, and the cut reaches to "
         f"{until}; try again in a moment"
     )
+
+
+def check_cluster(table: str, partition: KafkaPartition, has: PartitionOffsets) -> None:
+    """Raise SnapshotExpired when a table that `has` these offsets has nothing of the partition's cluster."""
+    if has and all(known.cluster_id != partition.cluster_id for known in has):
+        raise SnapshotExpired(
+            f"this cut of {table} is of the Kafka cluster {partition.cluster_id[:64]}, and the table has nothing of "
+            "it; take a cut from this server"
+        )
 
 
 def _cut(text: str) -> Cut:

@@ -300,7 +300,7 @@ class Lake:
                 self._stopping.wait(0.2)
                 continue
             self._rows_published += published
-            if published or newest or waiting:
+            if published or newest or topics or waiting:
                 self._wake()
             waiting = publisher.gap is not None
             if published:

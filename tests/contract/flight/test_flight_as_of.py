@@ -52,10 +52,7 @@ class Live:
 
     def grow(self, count: int) -> dict[str, Any]:
         """More trades; returns once they are seen, with what COUNT then says."""
-        for trade_id in range(self._next_id, self._next_id + count):
-            self._producer.produce(TOPIC, ENCODER.encode(trade(trade_id)), partition=trade_id % 4)
-        self._producer.flush()
-        self._next_id += count
+        self.grow_unseen(count)
         while True:
             (row,) = self._client.rows(COUNT)
             if row["n"] == self._next_id:
@@ -65,6 +62,15 @@ class Live:
     def snapshot_id(self) -> int | None:
         """The snapshot that the server shows."""
         return self._lake.stats().snapshot_ids["trades"]
+
+    def grow_unseen(self, count: int) -> None:
+        """More trades; returns once the broker has them."""
+        for index, trade_id in enumerate(range(self._next_id, self._next_id + count)):
+            self._producer.produce(TOPIC, ENCODER.encode(trade(trade_id)), partition=trade_id % 4)
+            if index % 10_000 == 0:
+                self._producer.poll(0)
+        self._producer.flush()
+        self._next_id += count
 
     def settle(self) -> None:
         """Return once the sink has committed all and the server has taken the snapshot up."""
