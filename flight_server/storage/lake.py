@@ -286,8 +286,7 @@ class Lake:
                 newest, self._newest = self._newest, {}
                 topics, self._topics = self._topics, None
             try:
-                if newest:
-                    publisher.adopt(newest)
+                self._adopt(publisher, newest)
                 if topics is not None:
                     publisher.assign(*topics)
                 published = publisher.poll(0.1)
@@ -310,6 +309,29 @@ class Lake:
             if publisher.gap is None:
                 self._settled.set()
 
+    def _adopt(self, publisher: Publisher, newest: dict[str, Snapshot]) -> None:
+        """All at once, or else each by itself: a table whose files cannot be read holds up no other.
+
+        What could not be shown is tried again. Raises K2Error before the first answer, which needs every table.
+        """
+        if not newest:
+            return
+        try:
+            publisher.adopt(newest)
+        except K2Error as error:
+            failed, last = {}, error
+            for name, snapshot in newest.items():
+                try:
+                    publisher.adopt({name: snapshot})
+                except K2Error as again:
+                    failed[name], last = snapshot, again
+            with self._news_lock:
+                self._newest = failed | self._newest
+            if failed and not self._settled.is_set():
+                raise last from None
+            if failed:
+                self._log.warning("a newer snapshot cannot be shown", tables=sorted(failed), reason=str(last))
+
     def _refresh(self, log: KafkaLog) -> None:
         topics_due = 0.0
         while not self._stopping.wait(self._settings.snapshot_refresh_ms / 1000):
@@ -329,7 +351,7 @@ class Lake:
         for dataset in self._datasets:
             self._guarded_news(ask, dataset)
         with self._news_lock:
-            self._newest = newest
+            self._newest |= newest
 
     def _ask_broker(self, log: KafkaLog) -> None:
         topics = (log.cluster_id(), self._list_topics(log))

@@ -66,7 +66,8 @@ class _Table:
 class Publisher:
     """Keeps `market.*` equal to snapshot + tail.
 
-    `starting` until the tail first reached the log's end; then each publication is exact, and as new as the log.
+    `starting` until each table's snapshot was adopted and the tail first reached the log's end; then each publication
+    is exact, and as new as the log.
     """
 
     def __init__(
@@ -103,6 +104,8 @@ class Publisher:
             "the server is starting: the tail has not reached the end of the log yet"
         )
         self._must_reset = False
+        #: Tables of which no snapshot was given yet: without it, rows of topics that are gone would be missing.
+        self._unknown = {dataset.name for dataset in datasets}
         self._latencies_us: dict[str, deque[Any]] = {name: deque(maxlen=_LATENCIES_KEPT) for name in _TIMES}
         #: The latency of the slowest row of the latest publication, from its receive_time.
         self.slowest_us = 0
@@ -270,6 +273,7 @@ class Publisher:
             or snapshot.relation != self._tables[name].snapshot.relation
         }
         if not changed:
+            self._unknown -= snapshots.keys()
             return
         published: dict[str, tuple[Snapshot, Sequence[Segment]]] = {}
         for name, snapshot in changed.items():
@@ -284,6 +288,7 @@ class Publisher:
             self.reset(changed)
         else:
             self._publish(published)
+        self._unknown -= snapshots.keys()
 
     def reset(self, newer: Mapping[str, Snapshot] | None = None) -> None:
         """Start every tail again from where its table's snapshot ends: the published one, or the one in `newer`."""
@@ -316,7 +321,7 @@ class Publisher:
             self._gap = TailGap(f"the tail is being read again from the snapshot's end ({_reason(error)}); try again")
             self._must_reset = True
             raise
-        if self._gap is not None and self._reader.at_end():
+        if self._gap is not None and not self._unknown and self._reader.at_end():
             self._gap = None
         return published
 

@@ -35,7 +35,8 @@ SETTINGS = FlightSettings(threads=1, memory_bytes_max=256 * 1024**2)
 class Server:
     """One publisher over a fake log and real Parquet files."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, knows: bool = True) -> None:
+        """`knows`: the catalog has said that the table is empty."""
         self.lake = LakeSettings.load(data_dir=folder)
         self.lake.prepare()
         self.folder = folder / "warehouse"
@@ -54,6 +55,8 @@ class Server:
             topic_ids=lambda names: {n: i.topic_id for n, i in self.log.topics.items() if n in set(names)},
         )
         self.files = 0
+        if knows:
+            self.adopt(Snapshot())
 
     def follow(self) -> None:
         self.publisher.assign(self.log.cluster_id, self.log.topics.values())
@@ -125,6 +128,21 @@ def test_a_snapshot_whose_files_are_gone_already_is_not_shown_and_the_older_one_
     newer, _ = server.committed([1, 2, 3], 2)
     server.adopt(newer)
     assert server.ids() == [1, 2, 3, 4]
+
+
+def test_before_a_table_was_asked_about_nothing_is_answered(tmp_path: Path) -> None:
+    """The log alone is not the table: of topics that are gone only the table has the rows."""
+    server = Server(tmp_path, knows=False)
+    server.follow()
+    server.produce(1, 2, 3)
+    server.publisher.poll(0.0)
+    server.publisher.poll(0.0)
+    assert isinstance(server.publisher.gap, Unavailable)
+    server.adopt(server.committed([1, 2], 1)[0])
+    server.settle()
+    assert server.ids() == [1, 2, 3]
+    server.reader.close()
+    server.database.close()
 
 
 def test_when_the_tail_must_start_again_and_the_old_files_are_gone_the_newer_snapshot_is_taken(server: Server) -> None:
