@@ -219,6 +219,9 @@ class FlightSettings(Settings):
     )
     topic_refresh_ms: int = Field(2_000, ge=10, le=600_000, description="how often the broker is asked for new topics")
     tail_publish_ms: int = Field(10, ge=1, le=1000, description="how long arriving rows are gathered before they show")
+    hot_window_bytes: int = Field(
+        256 * 1024**2, ge=0, description="rows that were committed stay in memory too, up to this many bytes; 0: none"
+    )
     tail_rows_max: int = Field(
         20_000_000, ge=1_000, description="rows kept in memory beyond the snapshot; at this bound the tail waits"
     )

@@ -25,6 +25,7 @@ from common.errors import InvalidStatement, K2Error, SettingsError, StatementCan
 from common.settings import FlightSettings
 from flight_server.engine import activity
 from flight_server.engine.admission import Admission
+from flight_server.engine.chosen import Chosen
 from flight_server.engine.control import Subscribe
 from flight_server.engine.cursors import CursorPool
 from flight_server.engine.dialect import Dialect, consistent_of, dialect_of
@@ -411,16 +412,22 @@ class Engine:
             if pinned is not None:
                 pinned.unpin()
             raise
+        runs = [values_of(plan.statement, row) for row in plan.rows]
+        chosen = None
+        if source is None:
+            chosen = self._sources.chosen(
+                plan.statement, plan.session, self._ready().parser, runs, on_home=plan.on_home
+            )
         return self.run(
             plan.statement,
-            [values_of(plan.statement, row) for row in plan.rows],
+            runs,
             plan.schema,
             place,
             caller,
             statement_id=request.id,
             is_abandoned=is_abandoned,
             pinned=pinned,
-            source=source,
+            source=chosen or source,
             keep=None
             if key is None or request.is_part
             else lambda batches: self._results.keep(key, plan.schema, batches),
@@ -437,7 +444,7 @@ class Engine:
         statement_id: bytes = b"",
         is_abandoned: Callable[[], bool] | None = None,
         pinned: PoolPlace | None = None,
-        source: Source | Part | None = None,
+        source: Source | Part | Chosen | None = None,
         keep: Callable[[list[pa.RecordBatch]], None] | None = None,
     ) -> RunningStatement:
         """Start a statement in its place, admitted and watched. Raises our errors; then nothing is held."""
@@ -465,6 +472,7 @@ class Engine:
         running = RunningStatement(
             text=statement.text,
             text_on=None if source is None else lambda cursor: source.text(statement, self._lake, cursor),
+            is_same=isinstance(source, Chosen),
             runs=runs,
             schema=schema,
             place=place,

@@ -20,6 +20,7 @@ import duckdb
 
 from common.errors import InvalidStatement, Unsupported
 from flight_server.engine.errors import translated
+from flight_server.engine.predicates import Comparison, comparisons_of
 from flight_server.engine.tokens import Token, tokens_of
 
 #: How the names of K2's own table functions begin.
@@ -49,6 +50,8 @@ class TableRef:
     name: str
     alias: str | None = None
     at: AtClause | None = None
+    #: What the rows that are read must meet.
+    asked: tuple[Comparison, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -207,6 +210,8 @@ class _Reader:
         self._tokens = tokens_of(text)
         self._index_at = {token.start: index for index, token in enumerate(self._tokens)}
         self._todo: list[tuple[Any, frozenset[str], bool]] = []
+        #: By id of a table's node, which lives as long as the tree is read.
+        self._asked: dict[int, tuple[Comparison, ...]] = {}
 
     def read(self, statements: Any) -> None:
         self._todo.append((statements, frozenset(), False))
@@ -246,6 +251,8 @@ class _Reader:
             recursive = query.get("node", {}).get("type") in ("RECURSIVE_CTE_NODE", "CTE_NODE")
             self._todo.append((entry["value"], ctes | {name} if recursive else ctes, False))
             ctes = ctes | {name}
+        if kind == "SELECT_NODE":
+            self._asked |= comparisons_of(node)
         in_from = kind == "SELECT_NODE" and bare
         for key, child in node.items():
             if key != "cte_map" and isinstance(child, (dict, list)):
@@ -271,7 +278,12 @@ class _Reader:
             behind = self._behind_alias(last + 1, None if prefixed else alias, "column_name_alias" in node)
             at, span = self._at(behind, node["at_clause"])
         ref = TableRef(
-            node.get("catalog_name", ""), node.get("schema_name", ""), node["table_name"], alias=alias, at=at
+            node.get("catalog_name", ""),
+            node.get("schema_name", ""),
+            node["table_name"],
+            alias=alias,
+            at=at,
+            asked=self._asked.get(id(node), ()),
         )
         return _Place(ref, start, end, span, instead)
 

@@ -42,6 +42,7 @@ class RunningStatement:
         schema: pa.Schema | None,
         place: Place,
         text_on: Callable[[duckdb.DuckDBPyConnection], str] | None = None,
+        is_same: bool = False,
         rows_max: int,
         bytes_max: int,
         on_end: OnEnd,
@@ -50,11 +51,12 @@ class RunningStatement:
     ) -> None:
         """`runs` are the parameter sets, one execution each, all at the same cut; `schema` is what was promised, None
         when nothing was and the result is taken as it comes. `text_on` gives the text to be run in place of `text` once
-        the cut is fixed, which may take part in it. `keep` is given the whole of a small result that was read to its
-        end."""
+        the cut is fixed, which may take part in it; `is_same` when `text` would do as well. `keep` is given the whole
+        of a small result that was read to its end."""
         self._schema = schema
         self._text = text
         self._text_on = text_on
+        self._plain_text = text if is_same else None
         self._runs = runs
         self._place = place
         self._rows_max = rows_max
@@ -276,6 +278,8 @@ class RunningStatement:
                 try:
                     if not self._place.restart(self._cursor):
                         break
+                    if self._text_on is not None:
+                        self._text = self._text_on(self._cursor)
                     for _batch in self._cursor.execute(self._text, self._values or None).to_arrow_reader(
                         self._rows_max
                     ):
@@ -294,6 +298,11 @@ class RunningStatement:
             reader = result.to_arrow_reader(self._rows_max)
             self._check()
             found = without_dictionaries(reader.schema)
+            if self._plain_text is not None and found.names != self.schema.names:
+                # A column that has no name of its own is called by how it is written, tables and all.
+                self._text, self._plain_text = self._plain_text, None
+                reader = cursor.execute(self._text, values or None).to_arrow_reader(self._rows_max)
+                found = without_dictionaries(reader.schema)
             if self._schema is None:
                 self._schema = in_utc(found)
             # Of several parameter sets one may hold a null where others hold a value: those are cast to the promise.

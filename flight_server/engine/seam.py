@@ -11,6 +11,7 @@ import pyarrow as pa
 from common.offsets import PartitionOffsets
 from flight_server.storage.as_of import AsOf
 from flight_server.storage.between_cuts import Choose
+from flight_server.storage.file_index import Condition
 from flight_server.storage.read_view import TableCut
 from flight_server.storage.research import ResearchTables
 
@@ -28,6 +29,9 @@ class TableInfo(Protocol):
     def kind(self) -> str: ...
     @property
     def arrow_schema(self) -> pa.Schema: ...
+
+
+__all__ = ["AsOf", "Condition", "Lake", "ListedTable", "ResearchTables", "TableCut", "TableInfo"]
 
 
 @dataclass(frozen=True)
@@ -82,6 +86,10 @@ class Lake(Protocol):
 
     def listen(self, wake: Callable[[], None]) -> Callable[[], None]:
         """Have `wake` called, on the publisher's thread, after each publication; returns what ends that."""
+
+    def select_where(self, cursor: Any, table: str, conditions: Sequence[Condition]) -> str | None:
+        """The SELECT of all rows of a table that meet the conditions, and of others, in the cursor's open transaction;
+        None when the table itself is as good."""
         ...
 
     def parts(self, cursor: Any, table: str, count: int, *, rows_min: int) -> list[str]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 
@@ -16,6 +16,7 @@ import duckdb
 
 from common.errors import InvalidStatement, TableNotFound, Unsupported
 from flight_server.engine.activity import OPS, TABLES
+from flight_server.engine.chosen import Chosen, Operands, named
 from flight_server.engine.dialect import VARYING_WORDS, Consistent
 from flight_server.engine.planner import Values
 from flight_server.engine.rewrite import (
@@ -36,7 +37,7 @@ from flight_server.engine.table_functions import CHANGES, by_name, text_of, with
 from flight_server.storage.as_of import parse_as_of
 from flight_server.storage.read_view import Cut, TableCut
 
-_TREES_MAX = 256
+_TREES_MAX = 1_024
 #: Results of smaller tables are one stream: they are over before a second one has begun.
 _PARTED_ROWS_MIN = 1_000_000
 
@@ -144,6 +145,7 @@ class Sources:
         self._lock = threading.Lock()
         self._trees: OrderedDict[str, Tree | InvalidStatement] = OrderedDict()
         self._consistent = Consistent()
+        self._operands = Operands()
 
     def again(
         self, statement: Statement, cut: str, session: Session | None, parser: Parser, values: Values
@@ -295,6 +297,33 @@ class Sources:
         if len(refs) != 1 or len(tables) != 1 or refs[0].catalog.lower() not in ("", CATALOG):
             raise InvalidStatement(f"a subscription reads one table of {MARKET}; {_BY_ROW}")
         return tree, self._market_table(tables[0])
+
+    def chosen(
+        self, statement: Statement, session: Session | None, parser: Parser, runs: Sequence[Values], *, on_home: bool
+    ) -> Chosen | None:
+        """The query over the rows that its own comparisons ask for; None when it reads nothing of the market, or when
+        that would take longer than it saves."""
+        if not statement.reads_tables or not statement.is_query or len(runs) != 1:
+            return None
+        if statement.kind is not StatementKind.QUERY and statement.text.count(statement.query) != 1:
+            return None
+        home = None if session is None or not on_home else session.home
+        if home is not None and not statement.words.isdisjoint(home.scratch):
+            return None
+        tree = self._tree(statement.query, parser)
+        if isinstance(tree, InvalidStatement) or tree.reads_by_name:
+            return None
+        schema = session.options.schema if session is not None else MARKET
+        columns = {table.name: table.arrow_schema for table in self._lake.tables() if table.schema == MARKET}
+        tables = {
+            ref: (f"{MARKET}.{ref.name.lower()}", columns[ref.name.lower()])
+            for ref in tables_of(tree)
+            if ref.at is None and ref.name.lower() in columns and self._schema_of(ref, schema) == MARKET
+        }
+        if not tables:
+            return None
+        parameters = named(statement, runs[0])
+        return Chosen(tree, schema, tables, parameters, self._operands, is_utc=home is None)
 
     def learn(self, consistent: Consistent) -> None:
         """Which functions there are that make one value out of one row, the same each time."""

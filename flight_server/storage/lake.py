@@ -27,6 +27,8 @@ from common.telemetry import get_logger
 from flight_server.storage.as_of import AsOf, AsOfCut, condition_at, table_cut
 from flight_server.storage.between_cuts import Choose
 from flight_server.storage.database import CATALOG, MARKET, RESEARCH, Database
+from flight_server.storage.file_index import Condition
+from flight_server.storage.manifests import ManifestReader
 from flight_server.storage.read_view import Snapshot, TableCut, quoted
 from flight_server.storage.research import ResearchTables
 from flight_server.storage.research_views import ResearchViews
@@ -81,10 +83,10 @@ class Lake:
         self._datasets = datasets
         self._clock = clock or SystemClock()
         self._log = get_logger("flight_server.storage")
-        self._snapshots = IcebergSnapshots(lake)
         self._histories = IcebergSnapshots(lake)
         self._histories_lock = threading.Lock()
         self._database = Database(settings, lake)
+        self._snapshots = IcebergSnapshots(lake, ManifestReader(self._database.cursor))
         #: Users' own tables. Whoever commits or drops one calls `publish_research` afterwards, and reads it then.
         self.research = ResearchTables(lake, clock=self._clock)
         self._research_views = ResearchViews(self._database, self.research)
@@ -186,6 +188,10 @@ class Lake:
                 self._listeners = tuple(other for other in self._listeners if other is not wake)
 
         return forget
+
+    def select_where(self, cursor: Any, table: str, conditions: Sequence[Condition]) -> str | None:
+        """All rows of a table of `market` that meet the conditions, and others; see Publisher.select_where."""
+        return None if self._publisher is None else self._publisher.select_where(cursor, table, conditions)
 
     def parts(self, cursor: Any, table: str, count: int, *, rows_min: int) -> list[str]:
         """A large table in parts, each a SELECT, for the cursor's open transaction; see Publisher.parts."""

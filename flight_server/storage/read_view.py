@@ -8,11 +8,12 @@ Rules 5 to 8 of the design. A snapshot S holds every record below its next offse
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
 
 from common.errors import K2Error, TailGap
 from common.offsets import KafkaPartition, PartitionOffsets, topic_short
+from flight_server.storage.file_index import Condition, FileIndex
 
 
 @dataclass(frozen=True)
@@ -22,6 +23,11 @@ class Snapshot:
     `relation` is SQL that gives exactly its rows (None: it has none), `columns` the columns that it has, `offsets` the
     next offset of every partition it has taken in. `snapshot_id` is Iceberg's, None before the first commit. `files`
     are Parquet files that hold exactly its `rows`, where that can be said; none otherwise.
+
+    `index` has its data files with their bounds, where they are plain Parquet; `field_ids` the columns' field ids,
+    where some of these files may be of an older schema. `grown_from` are the earlier snapshots out of which this one
+    came by appends and changes of layout alone (None: the empty table); `taken` says of snapshots that only appended
+    which offsets they took in: from, to.
     """
 
     snapshot_id: int | None = None
@@ -30,16 +36,22 @@ class Snapshot:
     offsets: PartitionOffsets = field(default_factory=PartitionOffsets)
     files: tuple[str, ...] = ()
     rows: int = 0
+    index: FileIndex | None = None
+    field_ids: Mapping[str, int] = field(default_factory=dict)
+    grown_from: Set[int | None] = frozenset()
+    taken: Mapping[int, tuple[PartitionOffsets, PartitionOffsets]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Segment:
-    """A stretch of the tail in a table of its own: rows with first <= offset < next, per partition."""
+    """A stretch of the tail in a table of its own: `rows` with first <= offset < next, per partition; of `nbytes` as
+    Arrow."""
 
     relation: str
     first: PartitionOffsets
     next: PartitionOffsets
     rows: int = 0
+    nbytes: int = 0
 
     def below(self, offsets: PartitionOffsets) -> bool:
         """True when every row lies below `offsets`: the snapshot has them all."""
@@ -48,7 +60,10 @@ class Segment:
 
 @dataclass(frozen=True)
 class Tail:
-    """What the tail holds: all records in [base, position) of each partition that it reads, in segments."""
+    """What the tail holds: all records in [base, position) of each partition that it reads, in segments.
+
+    It may begin below the snapshot's end: rows that were committed lately stay for a while (the hot window).
+    """
 
     base: PartitionOffsets = field(default_factory=PartitionOffsets)
     position: PartitionOffsets = field(default_factory=PartitionOffsets)
@@ -122,7 +137,7 @@ def view_sql(snapshot: Snapshot, segments: Sequence[Segment], columns: Mapping[s
             for name, kind in columns.items()
         )
         parts.append(f"SELECT {present} FROM {snapshot.relation}")
-    for segment in segments:
+    for segment in beyond(snapshot, segments):
         taken = _taken_in(segment, snapshot.offsets)
         where = f" WHERE NOT ({taken})" if taken else ""
         parts.append(f"SELECT {names} FROM {segment.relation}{where}")
@@ -130,6 +145,100 @@ def view_sql(snapshot: Snapshot, segments: Sequence[Segment], columns: Mapping[s
         nulls = ", ".join(f"CAST(NULL AS {kind}) AS {quoted(name)}" for name, kind in columns.items())
         return f"SELECT {nulls} WHERE false"
     return " UNION ALL ".join(parts)
+
+
+def beyond(snapshot: Snapshot, segments: Sequence[Segment]) -> Sequence[Segment]:
+    """The segments that have, or may get, rows at or above the snapshot's end: the last one is still filled."""
+    return [s for s in segments[:-1] if not s.below(snapshot.offsets)] + list(segments[-1:])
+
+
+def rows_beyond(snapshot: Snapshot, segment: Segment) -> int:
+    """Rows of the segment at or above the snapshot's end; where that is in the middle of it, at most."""
+    ends = snapshot.offsets
+    if segment.below(ends):
+        return 0
+    if not _taken_in(segment, ends):
+        return segment.rows
+    above = sum(
+        max(0, following - max(segment.first.next_offset(partition), ends.next_offset(partition)))
+        for partition, following in segment.next.items()
+    )
+    return min(segment.rows, above)
+
+
+def remembered(snapshot: Snapshot, tail: Tail) -> Tail:
+    """The tail as a publication with this snapshot may remember it while its positions move on.
+
+    Of a partition where the tail is behind the snapshot the rows between are not kept: memory begins at the snapshot's
+    end there.
+    """
+    behind = {p: snapshot.offsets.next_offset(p) for p in tail.base}
+    return replace(
+        tail, base=tail.base.advanced({p: end for p, end in behind.items() if tail.position.next_offset(p) < end})
+    )
+
+
+def chosen_sql(
+    snapshot: Snapshot,
+    memory: Tail,
+    columns: Mapping[str, str],
+    conditions: Sequence[Condition],
+    *,
+    files_max: int,
+) -> str | None:
+    """The SELECT of all rows of the table that meet the conditions, and of others, out of few files and of memory.
+
+    What memory has from its base on is taken from there and not from files; a file whose rows are all in memory is not
+    read. `memory` is as `remembered`. None when the table's own view is as good: it would be made of more than
+    `files_max` files, or of all of them.
+    """
+    if snapshot.index is None:
+        return None
+    segments, ends = memory.segments, snapshot.offsets
+    hot = PartitionOffsets({p: base for p, base in memory.base.items() if base < ends.next_offset(p)})
+    found = snapshot.index.matching(conditions)
+    cold: list[str] = []
+    mixed: list[str] = []
+    for path, added_by in found:
+        taken = snapshot.taken.get(added_by)
+        if not hot or (taken is not None and all(taken[1].next_offset(p) <= offset for p, offset in hot.items())):
+            cold.append(path)
+        elif taken is None or not _all_hot(taken, hot):
+            mixed.append(path)
+    if len(cold) + len(mixed) > files_max or (len(cold) == len(snapshot.index) and len(cold) == len(snapshot.files)):
+        return None
+    parts = []
+    for paths, condition in ((cold, ""), (mixed, f" WHERE NOT ({_at_or_above(hot)})" if hot else "")):
+        if paths:
+            files = replace(snapshot, relation=read_files(sorted(paths), snapshot.field_ids, columns))
+            parts.append(view_sql(files, (), columns) + condition)
+    names = ", ".join(quoted(name) for name in columns)
+    if not hot:
+        parts.append(view_sql(replace(snapshot, relation=None), segments, columns))
+    else:
+        floor = PartitionOffsets({**snapshot.offsets, **hot})
+        for segment in segments:
+            below = _taken_in(segment, floor)
+            parts.append(f"SELECT {names} FROM {segment.relation}" + (f" WHERE NOT ({below})" if below else ""))
+    return " UNION ALL ".join(parts)
+
+
+def _all_hot(taken: tuple[PartitionOffsets, PartitionOffsets], hot: PartitionOffsets) -> bool:
+    """Whether all rows between these offsets are in memory."""
+    begin, end = taken
+    return all(
+        partition in hot and hot.next_offset(partition) <= begin.next_offset(partition)
+        for partition in end
+        if begin.next_offset(partition) < end.next_offset(partition)
+    )
+
+
+def _at_or_above(offsets: PartitionOffsets) -> str:
+    return " OR ".join(
+        f"(_kafka_topic = {literal(topic_short(partition.topic_id))} "
+        f"AND _kafka_partition = {int(partition.partition)} AND _kafka_offset >= {int(offset)})"
+        for partition, offset in sorted(offsets.items())
+    )
 
 
 def parts_sql(snapshot: Snapshot, tail: str, columns: Mapping[str, str], count: int) -> list[str]:
@@ -167,9 +276,20 @@ def merged_first(first: PartitionOffsets, added: Mapping[KafkaPartition, int]) -
     return PartitionOffsets(merged)
 
 
-def read_files(paths: Sequence[str]) -> str:
-    """SQL that gives the rows of these Parquet files, as they are in them."""
-    return f"read_parquet([{', '.join(literal(path) for path in paths)}], hive_partitioning => false)"
+def read_files(
+    paths: Sequence[str], field_ids: Mapping[str, int] | None = None, columns: Mapping[str, str] | None = None
+) -> str:
+    """SQL that gives the rows of these Parquet files: as they are in them, or where `field_ids` are given, as `columns`
+    of these ids, NULL in files that do not have them."""
+    listed = ", ".join(literal(path) for path in paths)
+    if not field_ids or columns is None:
+        return f"read_parquet([{listed}], hive_partitioning => false)"
+    fields = ", ".join(
+        f"{field_id}: {{name: {literal(name)}, type: {literal(columns[name])}, default_value: NULL}}"
+        for name, field_id in field_ids.items()
+        if name in columns
+    )
+    return f"read_parquet([{listed}], hive_partitioning => false, schema => MAP {{{fields}}})"
 
 
 def quoted(name: str) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, Protocol
@@ -12,6 +12,8 @@ from pyiceberg.catalog import Catalog, load_catalog
 from pyiceberg.exceptions import NoSuchNamespaceError, NoSuchTableError
 from pyiceberg.manifest import FileFormat, ManifestContent
 from pyiceberg.table import Table
+from pyiceberg.table.snapshots import Operation
+from pyiceberg.types import IntegerType, LongType, StringType, TimestampType, TimestamptzType
 from sqlalchemy.exc import SQLAlchemyError
 
 from common.datasets import Dataset
@@ -20,12 +22,16 @@ from common.iceberg import metadata_locations
 from common.offsets import SUMMARY_KEY, PartitionOffsets
 from common.settings import LakeSettings
 from flight_server.storage.as_of import Commit, History
+from flight_server.storage.file_index import FileIndex
+from flight_server.storage.manifests import ManifestReader
 from flight_server.storage.read_view import Snapshot, literal, read_files
 
 #: Up to this many data files a snapshot is read as those files; beyond, by `iceberg_scan`, which reads its manifests
 #: for each query and leaves out files by their statistics. A point query, milliseconds, two cores: 10 files 2.5 against
 #: 11.7, 64 files 8.9 against 10.9, 256 files 40 against 21.
 _FILES_MAX = 32
+#: Snapshots whose offsets are remembered; those of the hot window are what they are needed for.
+_TAKEN_MAX = 50_000
 #: What DuckDB takes for a pattern in the name of a file.
 _PATTERN = re.compile(r"[*?\[]")
 
@@ -44,9 +50,15 @@ class SnapshotSource(Protocol):
 class IcebergSnapshots:
     """Snapshots of an Iceberg catalog. Not thread-safe: the SQL catalog keeps a connection per thread."""
 
-    def __init__(self, settings: LakeSettings) -> None:
+    def __init__(self, settings: LakeSettings, manifests: ManifestReader | None = None) -> None:
+        """Without `manifests` the snapshots have no index of their files."""
         self._settings = settings
+        self._manifests = manifests
         self._catalog: Catalog | None = None
+        #: Table -> manifest -> what it lists (None: not only plain files). A manifest never changes.
+        self._listed: dict[str, dict[tuple[str, int], FileIndex | None]] = {}
+        #: Table -> snapshot that only appended -> the offsets it took in. They outlive their snapshots' expiry here.
+        self._taken: dict[str, dict[int, tuple[PartitionOffsets, PartitionOffsets]]] = {}
         #: Table -> its snapshot as it was found last: a snapshot never changes.
         self._found: dict[str, Snapshot] = {}
         #: Table -> the metadata that was read last. Asking where it is costs one query; reading it costs more the more
@@ -67,24 +79,25 @@ class IcebergSnapshots:
         if found is not None and found.snapshot_id == current.snapshot_id and found.columns == columns:
             self._read[dataset.table] = table.metadata_location
             return found
-        try:
-            files = plain_files(table, current)
-        except OSError as error:
-            raise Unavailable(
-                f"a manifest of {dataset.table} cannot be read ({str(error).splitlines()[0]}); check the file store"
-            ) from None
-        if files is None:
-            relation = f"iceberg_scan({literal(table.metadata_location)}, snapshot_from_id => {current.snapshot_id})"
-        else:
-            relation = read_files(files)
         offsets = _offsets(table.metadata, current, dataset.table)
+        index = self._index(table, current, dataset)
+        one_schema = len(table.metadata.schemas) == 1
+        files = index.paths if index is not None and one_schema and 0 < len(index) <= _FILES_MAX else ()
+        if files:
+            relation = read_files(files)
+        else:
+            relation = f"iceberg_scan({literal(table.metadata_location)}, snapshot_from_id => {current.snapshot_id})"
         found = self._found[dataset.table] = Snapshot(
             current.snapshot_id,
             relation,
             columns,
             offsets,
-            tuple(files or ()),
+            files,
             _rows(current),
+            index,
+            {} if one_schema else {field.name: field.field_id for field in table.schema().fields},
+            _grown_from(table.metadata, current),
+            self._taken_in(table.metadata, dataset.table),
         )
         self._read[dataset.table] = table.metadata_location
         return found
@@ -105,6 +118,54 @@ class IcebergSnapshots:
         first = metadata.snapshot_by_id(current_since[0].snapshot_id) if current_since else None
         is_whole = first is None or (first.parent_snapshot_id is None and first.sequence_number in (0, 1))
         return History(tuple(kept.values()), tuple(current_since), is_whole)
+
+    def _index(self, table: Table, snapshot: Any, dataset: Dataset) -> FileIndex | None:
+        """The snapshot's files; None when they are not plain files of rows, or nobody reads manifests here.
+
+        Each manifest is read once: a commit adds one or merges some. Raises Unavailable.
+        """
+        if self._manifests is None:
+            return None
+        name = dataset.table
+        columns = _indexed_columns(table, dataset)
+        schema_id = int(table.metadata.current_schema_id)
+        before = self._listed.get(name, {})
+        now: dict[tuple[str, int], FileIndex | None] = {}
+        try:
+            manifests = snapshot.manifests(table.io)
+        except OSError as error:
+            raise Unavailable(
+                f"the manifests of {name} cannot be listed ({str(error).splitlines()[0]}); check the file store"
+            ) from None
+        for manifest in manifests:
+            key = (manifest.manifest_path, schema_id)
+            if manifest.content != ManifestContent.DATA:
+                now[key] = None
+            elif key in before:
+                now[key] = before[key]
+            else:
+                now[key] = self._manifests.read(manifest.manifest_path, int(manifest.added_snapshot_id), columns)
+        self._listed[name] = now
+        listed = [found for found in now.values() if found is not None]
+        return None if len(listed) < len(now) or not listed else FileIndex.joined(listed)
+
+    def _taken_in(self, metadata: Any, name: str) -> Mapping[int, tuple[PartitionOffsets, PartitionOffsets]]:
+        """The offsets that each snapshot took in which only appended, as far as they were ever seen here."""
+        known = dict(self._taken.get(name, {}))
+        for snapshot in metadata.snapshots:
+            if snapshot.snapshot_id in known or not _only_appends(snapshot):
+                continue
+            parent = snapshot.parent_snapshot_id
+            before = None if parent is None else metadata.snapshot_by_id(parent)
+            begin, end = (_own_offsets(one) for one in (before, snapshot))
+            if parent is None:
+                begin = PartitionOffsets()
+            if begin is not None and end is not None:
+                known[int(snapshot.snapshot_id)] = (begin, end)
+        while len(known) > _TAKEN_MAX:
+            del known[next(iter(known))]
+        self._taken[name] = known
+        return known
 
     def _location(self, dataset: Dataset) -> str | None:
         namespace, _, name = dataset.table.rpartition(".")
@@ -166,6 +227,36 @@ def plain_files(table: Table, snapshot: Any) -> list[str] | None:
     return sorted(paths) if len(paths) == int(counted) else None
 
 
+def _indexed_columns(table: Table, dataset: Dataset) -> dict[str, tuple[int, bool]]:
+    """The columns whose bounds are kept: name -> (field id, whether it is a string). Strings that the files are not
+    sorted by lie anywhere in each file."""
+    numbers = (IntegerType, LongType, TimestampType, TimestamptzType)
+    return {
+        field.name: (field.field_id, isinstance(field.field_type, StringType))
+        for field in table.schema().fields
+        if isinstance(field.field_type, numbers)
+        or (isinstance(field.field_type, StringType) and field.name in dataset.sort_columns)
+    }
+
+
+def _only_appends(snapshot: Any) -> bool:
+    return snapshot.summary is not None and snapshot.summary.operation is Operation.APPEND
+
+
+def _grown_from(metadata: Any, snapshot: Any) -> frozenset[int | None]:
+    """The ancestors out of which the snapshot came by nothing but appends and changes of layout (Iceberg's replace);
+    None among them is the empty table."""
+    found: list[int | None] = []
+    current = snapshot
+    while current is not None and current.summary is not None:
+        if current.summary.operation not in (Operation.APPEND, Operation.REPLACE):
+            break
+        parent = current.parent_snapshot_id
+        found.append(parent)
+        current = None if parent is None else metadata.snapshot_by_id(parent)
+    return frozenset(found)
+
+
 def _rows(snapshot: Any) -> int:
     return int((snapshot.summary or {}).get("total-records") or 0)
 
@@ -176,6 +267,11 @@ def _commit(metadata: Any, snapshot: Any, table: str) -> Commit:
     except SnapshotNotFound:
         offsets = None
     return Commit(int(snapshot.snapshot_id), snapshot.timestamp_ms * 1_000, offsets)
+
+
+def _own_offsets(snapshot: Any) -> PartitionOffsets | None:
+    entry = None if snapshot is None or snapshot.summary is None else snapshot.summary.get(SUMMARY_KEY)
+    return None if entry is None else PartitionOffsets.from_text(entry)
 
 
 def _offsets(metadata: Any, snapshot: Any, table: str) -> PartitionOffsets:

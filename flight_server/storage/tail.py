@@ -29,6 +29,7 @@ from common.settings import FlightSettings
 from common.telemetry import get_logger
 from flight_server.storage.between_cuts import Choose, changes_sql, check_range
 from flight_server.storage.database import Database
+from flight_server.storage.file_index import Condition
 from flight_server.storage.read_view import (
     Cut,
     Segment,
@@ -36,15 +37,24 @@ from flight_server.storage.read_view import (
     TableCut,
     Tail,
     check_reach,
+    chosen_sql,
     cut_offsets,
     merged_first,
     parts_sql,
+    remembered,
+    rows_beyond,
     view_sql,
 )
 
 #: How many of the latest publications' snapshots are remembered for `cut`: at two a second more than an hour, far
 #: beyond the longest statement.
 _GENERATIONS_KEPT = 10_000
+#: How many of them are remembered with the index of their files, which is large.
+_INDEXES_KEPT = 64
+#: More data files than these are left to the table's view, where they are read from Iceberg's manifests.
+_CHOSEN_FILES_MAX = 64
+#: A segment that is as large as this part of the hot window is not filled further, so that it can be forgotten.
+_SEGMENTS_PER_WINDOW = 16
 #: The columns that latencies are measured from.
 _TIMES = ("receive_time", "event_time")
 #: Publications kept for the percentiles shown by `stats`.
@@ -61,6 +71,15 @@ class _Table:
     snapshot: Snapshot
     tail: Tail
     records_refused: int = 0
+
+
+@dataclass(frozen=True)
+class _Publication:
+    """What is to be published of a table: a snapshot, the segments that stay, from where on they hold all rows."""
+
+    snapshot: Snapshot
+    segments: Sequence[Segment]
+    base: PartitionOffsets
 
 
 class Publisher:
@@ -95,8 +114,6 @@ class Publisher:
         self._owner: dict[KafkaPartition, str] = {}
         self._generation = 0
         self._generations: dict[int, dict[str, Snapshot]] = {}
-        #: By generation, the SELECT of each table's tail as the view of that generation has it.
-        self._tail_selects: dict[int, dict[str, str]] = {}
         #: By generation, each table's segments and from which offsets on they have all. Positions move within it.
         self._memory: dict[int, dict[str, Tail]] = {}
         self._segment_numbers = itertools.count()
@@ -112,7 +129,7 @@ class Publisher:
         for dataset in datasets:
             columns = database.column_types(table_schema(dataset.schema_name))
             self._tables[dataset.name] = _Table(dataset, Decoder(dataset, registry), columns, Snapshot(), Tail())
-        self._publish({name: (table.snapshot, ()) for name, table in self._tables.items()})
+        self._publish({name: _Publication(table.snapshot, (), table.tail.base) for name, table in self._tables.items()})
 
     # -- what others may ask, from any thread
 
@@ -150,7 +167,9 @@ class Publisher:
         snapshot = None if found is None else self._generations.get(generation, {}).get(found.dataset.name)
         if found is None or snapshot is None or len(snapshot.files) < 2 or snapshot.rows < rows_min:
             return []
-        tail = self._tail_selects[generation][found.dataset.name]
+        tail = view_sql(
+            replace(snapshot, relation=None), self._memory[generation][found.dataset.name].segments, found.columns
+        )
         return parts_sql(snapshot, tail, found.columns, count)
 
     def changes(self, cursor: Any, table: str, low: TableCut | None, high: TableCut | None) -> str:
@@ -187,12 +206,32 @@ class Publisher:
         now = TableCut(snapshot.snapshot_id, cut_offsets(snapshot, position))
         return now, snapshot, memory, self._tables[name].columns
 
+    def select_where(self, cursor: Any, table: str, conditions: Sequence[Condition]) -> str | None:
+        """The SELECT of all rows that meet the conditions, and of others, of the table that the cursor's open
+        transaction sees; None when the table's view is as good. Of files only those that can have such rows are read,
+        and none whose rows are in memory."""
+        generation, _ = self._database.positions(cursor)
+        name = next(name for name, known in self._tables.items() if known.dataset.table == table)
+        snapshot = self._generations.get(generation, {}).get(name)
+        if snapshot is None or snapshot.index is None:
+            return None
+        memory = self._memory[generation][name]
+        columns = self._tables[name].columns
+        return chosen_sql(snapshot, memory, columns, conditions, files_max=_CHOSEN_FILES_MAX)
+
     def followed(self) -> Set[str]:
         """The ids of the topics that are followed."""
         return {info.topic_id for info in list(self._topics.values())}
 
     def tail_rows(self) -> dict[str, int]:
-        """Rows held in memory, by dataset."""
+        """Rows held beyond the snapshot, by dataset; where a segment is beyond it in part, by its offsets at most."""
+        return {
+            name: sum(rows_beyond(t.snapshot, segment) for segment in t.tail.segments)
+            for name, t in list(self._tables.items())
+        }
+
+    def memory_rows(self) -> dict[str, int]:
+        """Rows held in memory, those of the hot window included, by dataset."""
         return {name: sum(segment.rows for segment in t.tail.segments) for name, t in list(self._tables.items())}
 
     def records_refused(self) -> dict[str, int]:
@@ -252,7 +291,8 @@ class Publisher:
             table.tail = replace(
                 table.tail, base=table.tail.base.advanced(fresh), position=table.tail.position.advanced(fresh)
             )
-            self._memory[self._generation] = self._memory[self._generation] | {name: table.tail}
+            known = {name: remembered(table.snapshot, table.tail)}
+            self._memory[self._generation] = self._memory[self._generation] | known
         if anew:
             self._log.warning("topics were made anew and are read as new sources", topics=anew)
             self._gap = TailGap(f"the topic {anew[0]} was made anew and is being read from its beginning; try again")
@@ -275,20 +315,45 @@ class Publisher:
         if not changed:
             self._unknown -= snapshots.keys()
             return
-        published: dict[str, tuple[Snapshot, Sequence[Segment]]] = {}
+        published: dict[str, _Publication] = {}
         for name, snapshot in changed.items():
             table = self._tables[name]
             try:
                 check_reach(snapshot, table.tail, table=table.dataset.table)
             except TailGap as gap:
                 self._gap, self._must_reset = gap, True
-            kept = [s for s in table.tail.segments if s.rows and not s.below(snapshot.offsets)]
-            published[name] = (snapshot, kept)
+            published[name] = self._kept(table, snapshot)
         if self._must_reset:
             self.reset(changed)
         else:
-            self._publish(published)
+            self._publish(self._within_window(published))
         self._unknown -= snapshots.keys()
+
+    def _kept(self, table: _Table, snapshot: Snapshot) -> _Publication:
+        """What stays in memory with this snapshot: all while the table only grew, for then memory and files agree."""
+        segments = [segment for segment in table.tail.segments if segment.rows]
+        before = table.snapshot.snapshot_id
+        if self._settings.hot_window_bytes and (before == snapshot.snapshot_id or before in snapshot.grown_from):
+            return _Publication(snapshot, segments, table.tail.base)
+        ends = {partition: snapshot.offsets.next_offset(partition) for partition in table.tail.base}
+        kept = [segment for segment in segments if not segment.below(snapshot.offsets)]
+        return _Publication(snapshot, kept, table.tail.base.advanced(ends))
+
+    def _within_window(self, published: Mapping[str, _Publication]) -> Mapping[str, _Publication]:
+        """Without the oldest segments below their snapshot's end, until the window's bytes hold all that stays."""
+        within = dict(published)
+        others = [table.tail.segments for name, table in self._tables.items() if name not in published]
+        size = sum(s.nbytes for segments in [*(p.segments for p in published.values()), *others] for s in segments)
+        for name in sorted(published, key=lambda name: -sum(s.nbytes for s in published[name].segments)):
+            one = within[name]
+            while (
+                size > self._settings.hot_window_bytes and one.segments and one.segments[0].below(one.snapshot.offsets)
+            ):
+                gone, *left = one.segments
+                size -= gone.nbytes
+                one = _Publication(one.snapshot, left, one.base.advanced(gone.next))
+            within[name] = one
+        return within
 
     def reset(self, newer: Mapping[str, Snapshot] | None = None) -> None:
         """Start every tail again from where its table's snapshot ends: the published one, or the one in `newer`."""
@@ -297,7 +362,10 @@ class Publisher:
         for name, table in self._tables.items():
             start = PartitionOffsets({p: snapshots[name].offsets.next_offset(p) for p in self._partitions_of(table)})
             table.tail = replace(table.tail, base=start, position=start)
-        self._publish({name: (snapshot, ()) for name, snapshot in snapshots.items()}, all_positions=True)
+        self._publish(
+            {name: _Publication(snapshot, (), self._tables[name].tail.base) for name, snapshot in snapshots.items()},
+            all_positions=True,
+        )
         self._assign_reader()
         self._must_reset = False
 
@@ -415,7 +483,13 @@ class Publisher:
         return joined if joined.num_rows else None
 
     def _advanced(self, table: _Table, rows: pa.Table | None, moved: Mapping[KafkaPartition, int]) -> Tail:
-        tail = replace(table.tail, position=table.tail.position.advanced(moved))
+        # Below the snapshot's end rows are thrown away while the tail is behind it: memory begins behind them.
+        skipped = {
+            partition: min(position, table.snapshot.offsets.next_offset(partition))
+            for partition, position in moved.items()
+            if table.tail.position.next_offset(partition) < table.snapshot.offsets.next_offset(partition)
+        }
+        tail = replace(table.tail, position=table.tail.position.advanced(moved), base=table.tail.base.advanced(skipped))
         if rows is None:
             return tail
         opened = tail.segments[-1]
@@ -425,34 +499,32 @@ class Publisher:
             first=merged_first(opened.first, begun),
             next=opened.next.advanced(moved),
             rows=opened.rows + rows.num_rows,
+            nbytes=opened.nbytes + rows.nbytes,
         )
         return replace(tail, segments=(*tail.segments[:-1], grown))
 
-    def _publish(
-        self, tables: Mapping[str, tuple[Snapshot, Sequence[Segment]]], *, all_positions: bool = False
-    ) -> None:
-        """In one transaction: the views over these snapshots and segments, each with a fresh open segment behind."""
+    def _publish(self, tables: Mapping[str, _Publication], *, all_positions: bool = False) -> None:
+        """In one transaction: the views over these snapshots and segments; behind them a segment that takes rows."""
         generation = self._generation + 1
         snapshots = {name: table.snapshot for name, table in self._tables.items()}
-        snapshots |= {name: snapshot for name, (snapshot, _kept) in tables.items()}
+        snapshots |= {name: one.snapshot for name, one in tables.items()}
         tails: dict[str, Tail] = {}
         self._generations[generation] = snapshots
-        selects = self._tail_selects[generation] = dict(self._tail_selects.get(self._generation, {}))
         memory = self._memory[generation] = dict(self._memory.get(self._generation, {}))
         with self._database.publication():
-            for name, (snapshot, kept) in tables.items():
+            for name, one in tables.items():
                 table = self._tables[name]
-                relation = self._database.create_segment(f"{name}_{next(self._segment_numbers)}", table.columns)
-                segments = (*kept, Segment(relation, PartitionOffsets(), PartitionOffsets()))
-                self._database.replace_view(name, view_sql(snapshot, segments, table.columns))
-                selects[name] = view_sql(replace(snapshot, relation=None), segments, table.columns)
+                segments = tuple(one.segments)
+                if not self._goes_on(table, segments):
+                    relation = self._database.create_segment(f"{name}_{next(self._segment_numbers)}", table.columns)
+                    segments = (*segments, Segment(relation, PartitionOffsets(), PartitionOffsets()))
+                self._database.replace_view(name, view_sql(one.snapshot, segments, table.columns))
+                stay = {segment.relation for segment in segments}
                 for segment in table.tail.segments:
-                    if segment not in kept:
+                    if segment.relation not in stay:
                         self._database.drop_segment(segment.relation)
-                base = PartitionOffsets(
-                    {p: max(start, snapshot.offsets.next_offset(p)) for p, start in table.tail.base.items()}
-                )
-                tails[name] = memory[name] = replace(table.tail, base=base, segments=segments)
+                tails[name] = replace(table.tail, base=one.base, segments=segments)
+                memory[name] = remembered(one.snapshot, tails[name])
             positions = [
                 (
                     number,
@@ -464,11 +536,26 @@ class Publisher:
             self._database.set_positions(generation, positions, [])
         self._generation = generation
         self._generations.pop(generation - _GENERATIONS_KEPT, None)
-        self._tail_selects.pop(generation - _GENERATIONS_KEPT, None)
         self._memory.pop(generation - _GENERATIONS_KEPT, None)
+        self._forget_files(generation - _INDEXES_KEPT)
         for name, tail in tails.items():
             self._tables[name].snapshot = snapshots[name]
             self._tables[name].tail = tail
+
+    def _forget_files(self, generation: int) -> None:
+        snapshots = self._generations.get(generation)
+        if snapshots is not None:
+            self._generations[generation] = {
+                name: replace(snapshot, index=None, taken={}, grown_from=frozenset())
+                for name, snapshot in snapshots.items()
+            }
+
+    def _goes_on(self, table: _Table, segments: Sequence[Segment]) -> bool:
+        """Whether the last segment takes further rows: it did until now and is not large yet."""
+        if not self._settings.hot_window_bytes or not segments:
+            return False
+        is_open = segments[-1].relation == table.tail.segments[-1].relation
+        return is_open and segments[-1].nbytes < self._settings.hot_window_bytes // _SEGMENTS_PER_WINDOW
 
     def _partitions_of(self, table: _Table) -> list[KafkaPartition]:
         return [

@@ -23,6 +23,7 @@ from common.settings import FlightSettings, LakeSettings
 from flight_server.storage.as_of import AsOf, AsOfCut, table_cut
 from flight_server.storage.between_cuts import Choose
 from flight_server.storage.database import Database
+from flight_server.storage.file_index import Condition
 from flight_server.storage.read_view import TableCut
 from flight_server.storage.research import ResearchTables
 from flight_server.storage.research_views import ResearchViews
@@ -144,6 +145,10 @@ class FakeLake:
     def listen(self, wake: Callable[[], None]) -> Callable[[], None]:
         self._listeners.append(wake)
         return lambda: self._listeners.remove(wake)
+
+    def select_where(self, cursor: Any, table: str, conditions: Sequence[Condition]) -> str | None:
+        """Its tables are small and in no files."""
+        return None
 
     def parts(self, cursor: Any, table: str, count: int, *, rows_min: int) -> list[str]:
         """Its tables are small and in no files."""

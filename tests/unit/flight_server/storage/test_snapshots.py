@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from common.iceberg import open_catalog
 from common.offsets import KafkaPartition, PartitionOffsets
 from common.settings import FlightSettings, LakeSettings
 from flight_server.storage.database import Database
+from flight_server.storage.manifests import ManifestReader
 from flight_server.storage.snapshots import _FILES_MAX, IcebergSnapshots
 from sink.table import IcebergTable
 from tests.support.fake_lake import trades
@@ -44,38 +46,48 @@ def written(tmp_path: Path) -> Written:
     return Written(tmp_path)
 
 
-def test_few_files_are_read_by_name_and_give_the_snapshots_rows(written: Written) -> None:
-    snapshots = IcebergSnapshots(written.lake)
+@pytest.fixture
+def database(written: Written) -> Iterator[Database]:
+    opened = Database(FlightSettings(), written.lake)
+    yield opened
+    opened.close()
+
+
+@pytest.fixture
+def snapshots(written: Written, database: Database) -> IcebergSnapshots:
+    return IcebergSnapshots(written.lake, ManifestReader(database.cursor))
+
+
+def test_few_files_are_read_by_name_and_give_the_snapshots_rows(
+    written: Written, snapshots: IcebergSnapshots, database: Database
+) -> None:
     written.commit(2)
     snapshot = snapshots.newest(TRADES)
     assert snapshot.relation is not None and snapshot.relation.startswith("read_parquet([")
     assert snapshots.newest(TRADES) is snapshot
     written.commit()
     newer = snapshots.newest(TRADES)
-    database = Database(FlightSettings(), written.lake)
-    try:
-        assert ids(database, snapshot.relation) == list(range(20))
-        assert ids(database, newer.relation) == list(range(30))
-        table = open_catalog(written.lake).load_table(TRADES.table)
-        scanned = f"iceberg_scan('{table.metadata_location}', snapshot_from_id => {newer.snapshot_id})"
-        assert rows(database, newer.relation) == rows(database, scanned)
-    finally:
-        database.close()
+    assert ids(database, snapshot.relation) == list(range(20))
+    assert ids(database, newer.relation) == list(range(30))
+    table = open_catalog(written.lake).load_table(TRADES.table)
+    scanned = f"iceberg_scan('{table.metadata_location}', snapshot_from_id => {newer.snapshot_id})"
+    assert rows(database, newer.relation) == rows(database, scanned)
 
 
-def test_many_files_are_left_to_iceberg_scan(written: Written) -> None:
+def test_many_files_are_left_to_iceberg_scan(written: Written, snapshots: IcebergSnapshots) -> None:
     written.commit(_FILES_MAX)
-    snapshots = IcebergSnapshots(written.lake)
     assert "read_parquet" in str(snapshots.newest(TRADES).relation)
     written.commit()
     assert "iceberg_scan" in str(snapshots.newest(TRADES).relation)
 
 
-def test_a_table_whose_schema_has_changed_is_left_to_iceberg_scan(written: Written) -> None:
+def test_a_table_whose_schema_has_changed_is_left_to_iceberg_scan(
+    written: Written, snapshots: IcebergSnapshots
+) -> None:
     written.commit()
     with open_catalog(written.lake).load_table(TRADES.table).update_schema() as update:
         update.add_column("venue_note", StringType())
-    found = IcebergSnapshots(written.lake).newest(TRADES)
+    found = snapshots.newest(TRADES)
     assert "iceberg_scan" in str(found.relation) and "venue_note" in found.columns
 
 

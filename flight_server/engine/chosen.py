@@ -1,0 +1,163 @@
+"""A query over as few rows as its own comparisons allow: tables are replaced by the files and the memory that matter.
+
+Guarantee: the result is the same as that of the query as it was written, in the same transaction. It is only an offer:
+where nothing is gained, or the comparisons are not understood, the query runs as it is.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import duckdb
+import pyarrow as pa
+
+from flight_server.engine.planner import Values
+from flight_server.engine.predicates import Comparison, Operand
+from flight_server.engine.rewrite import TableRef, Tree, rewritten
+from flight_server.engine.seam import Condition, Lake
+from flight_server.engine.statements import Statement
+
+#: A column as its bounds are compared: SQL that makes an operand's value of it, and the operand's types that are taken.
+_TIME = ("epoch_us(CAST({} AS TIMESTAMPTZ))", frozenset({"TIMESTAMP WITH TIME ZONE", "TIMESTAMP", "DATE"}))
+_NUMBER = ("CAST({} AS BIGINT)", frozenset({"TINYINT", "SMALLINT", "INTEGER", "BIGINT"}))
+_TEXT = ("{}", frozenset({"VARCHAR"}))
+#: Texts whose operands' values are remembered.
+_KNOWN_MAX = 1_024
+
+Computed = Mapping[Operand, "int | str"]
+
+
+class Operands:
+    """The values of operands that are the same each time, by the text that they stand in. Thread-safe."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._known: OrderedDict[str, list[Condition]] = OrderedDict()
+
+    def find(self, key: str) -> list[Condition] | None:
+        with self._lock:
+            return self._known.get(key)
+
+    def keep(self, key: str, conditions: list[Condition]) -> None:
+        with self._lock:
+            self._known[key] = conditions
+            if len(self._known) > _KNOWN_MAX:
+                self._known.popitem(last=False)
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """How a query is run. `tables` are the full names and schemas of the tables that it reads as they are now."""
+
+    tree: Tree
+    schema: str
+    tables: Mapping[TableRef, tuple[str, pa.Schema]]
+    parameters: Mapping[str, object]
+    operands: Operands
+    is_utc: bool
+    cut: str | None = None
+    ops: frozenset[str] = field(default=frozenset())
+
+    def text(self, statement: Statement, lake: Lake, cursor: duckdb.DuckDBPyConnection) -> str:
+        """The text to be run in the cursor's open transaction."""
+        selects: dict[TableRef, str] = {}
+        for index, (ref, (table, schema)) in enumerate(self.tables.items()):
+            conditions = self._conditions(f"{index}:{self.tree.text}", ref.asked, schema, cursor)
+            select = lake.select_where(cursor, table, conditions)
+            if select is not None:
+                selects[ref] = select
+        if not selects:
+            return statement.text
+        query = rewritten(
+            self.tree, lambda ref: selects.get(ref) if isinstance(ref, TableRef) else None, schema=self.schema
+        )
+        return statement.text.replace(statement.query, query, 1)
+
+    def _conditions(
+        self, key: str, asked: Sequence[Comparison], schema: pa.Schema, cursor: duckdb.DuckDBPyConnection
+    ) -> list[Condition]:
+        operands = [operand for comparison in asked for operand in comparison.operands]
+        is_constant = self.is_utc and not any(one.varies or one.parameter is not None for one in operands)
+        known = self.operands.find(key) if is_constant else None
+        if known is None:
+            known = conditions_of(asked, schema, self.parameters, cursor)
+            if is_constant:
+                self.operands.keep(key, known)
+        return known
+
+
+def conditions_of(
+    asked: Sequence[Comparison],
+    schema: pa.Schema,
+    parameters: Mapping[str, object],
+    cursor: duckdb.DuckDBPyConnection,
+) -> list[Condition]:
+    """The comparisons as conditions on a table of this schema, their operands computed on the cursor.
+
+    Left out is what has an operand that is not of the column's own kind, is NULL, or cannot be computed.
+    """
+    wanted: list[tuple[Comparison, str, frozenset[str]]] = []
+    columns: list[str] = []
+    values: list[object] = []
+    for comparison in asked:
+        kind = _kind(schema, comparison.column)
+        if kind is None:
+            continue
+        wanted.append((comparison, *kind))
+        for operand in comparison.operands:
+            if operand.parameter is not None and operand.parameter not in parameters:
+                return []
+            for form in ("typeof({})", kind[0]):
+                if operand.parameter is None:
+                    columns.append(form.format(operand.sql))
+                else:
+                    values.append(parameters[operand.parameter])
+                    columns.append(form.format("?"))
+    if not columns:
+        return []
+    try:
+        row = cursor.execute(f"SELECT {', '.join(columns)}", values).fetchone()
+    except duckdb.Error:
+        return []  # whatever is wrong with it, the query itself will say it
+    computed = iter(row or ())
+    conditions = []
+    for comparison, _, types in wanted:
+        pairs = [(next(computed), next(computed)) for _ in comparison.operands]
+        fits = [
+            value is not None and (found in types or (operand.is_literal and found == "VARCHAR"))
+            for operand, (found, value) in zip(comparison.operands, pairs, strict=True)
+        ]
+        if all(fits):
+            intervals = tuple(_interval(comparison.sign, value) for _, value in pairs)
+            conditions.append(Condition(_name(schema, comparison.column), intervals))
+    return conditions
+
+
+def named(statement: Statement, values: Values) -> Mapping[str, object]:
+    """A parameter set by the names of the parameters."""
+    return values if isinstance(values, Mapping) else dict(zip(statement.parameters, values, strict=True))
+
+
+def _interval(sign: str, value: int | str) -> tuple[int | str | None, int | str | None]:
+    if sign == "=":
+        return value, value
+    return (None, value) if sign in ("<", "<=") else (value, None)
+
+
+def _name(schema: pa.Schema, column: str) -> str:
+    return str(next(name for name in schema.names if name.casefold() == column.casefold()))
+
+
+def _kind(schema: pa.Schema, column: str) -> tuple[str, frozenset[str]] | None:
+    for field_ in schema:
+        if field_.name.casefold() == column.casefold():
+            if pa.types.is_timestamp(field_.type) and field_.type.unit == "us" and field_.type.tz:
+                return _TIME
+            if pa.types.is_int32(field_.type) or pa.types.is_int64(field_.type):
+                return _NUMBER
+            if pa.types.is_string(field_.type):
+                return _TEXT
+    return None
