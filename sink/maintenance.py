@@ -1,9 +1,11 @@
-"""Upkeep of the tables. In this first form: old snapshots expire, because each one kept makes every commit dearer.
+"""Upkeep of the tables: old snapshots expire, because each one kept makes every commit dearer.
 
-Nothing is lost by it. The tables are append-only, so each data file of an expired snapshot belongs to the newest one
-too; no file at all is deleted here, so a reader that has loaded an expired snapshot goes on reading it. And an old
-instant does not need its old snapshot: rows carry their Kafka offset, so a cut can be read again from any newer
-snapshot (design rule 9).
+Nothing is lost by it. What a snapshot was (when it was current, which offsets it had taken in) is written to the
+table's history first, and the metadata commit that expires it is the one that lists the history's files
+(common.commit_files): both happen or neither. The tables are append-only, so each data file of an expired snapshot
+belongs to the newest one too; no data file is deleted here, so a reader that has loaded an expired snapshot goes on
+reading it. And an old instant does not need its old snapshot: rows carry their Kafka offset, so a cut can be read again
+from any newer snapshot (design rule 9).
 """
 
 from __future__ import annotations
@@ -16,6 +18,8 @@ from pyiceberg.table.metadata import TableMetadata
 from pyiceberg.table.snapshots import ancestors_of
 from pyiceberg.table.update.snapshot import ExpireSnapshots
 
+from common.commit_files import record
+from common.commits import HISTORY_KEY
 from common.iceberg import ThriftyTransaction, summary_entry, translated
 from common.offsets import SUMMARY_KEY
 from sink.table import IcebergTable
@@ -56,20 +60,28 @@ def snapshots_to_expire(metadata: TableMetadata, policy: ExpiryPolicy, now_us: i
 
 
 def expire_snapshots(table: IcebergTable, policy: ExpiryPolicy, now_us: int) -> int:
-    """Expire what the policy lets go, as of the table's last load; returns how many went.
+    """Record all commits and expire what the policy lets go, as of the table's last load; returns how many went.
 
-    0 when another writer committed at the same moment: the next round will do it. Raises CatalogError.
+    0 when another writer committed at the same moment: the next round will do it. Raises CatalogError; then some files
+    may be left that nothing refers to, and whether the snapshots went is not known: the next round finds out.
     """
     iceberg_table = table.iceberg_table
     expiring = snapshots_to_expire(iceberg_table.metadata, policy, now_us)
     if not expiring:
         return 0
     with translated(f"expire snapshots of {table.name}"):
+        recorded = record(iceberg_table)
         transaction = ThriftyTransaction(iceberg_table)
         try:
+            if recorded is not None:
+                transaction.set_properties({HISTORY_KEY: recorded.property_text})
             ExpireSnapshots(transaction).by_ids(sorted(expiring)).commit()
             transaction.commit_transaction()
         except (CommitFailedException, ValueError):  # ValueError: another writer has expired some of them
+            if recorded is not None:
+                recorded.discard()
             table.reload()
             return 0
+        if recorded is not None:
+            recorded.landed()
     return len(expiring)

@@ -10,8 +10,10 @@ from __future__ import annotations
 import json
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
+from typing import Protocol
 
+from common.commits import Commit, Loss, covers_between
 from common.errors import InvalidStatement, K2Error, SnapshotExpired, SnapshotNotFound, Unavailable
 from common.offsets import KafkaPartition, PartitionOffsets, topic_short
 from flight_server.storage.read_view import Cut, TableCut, literal
@@ -48,26 +50,33 @@ class AsOfTime:
 AsOf = AsOfCut | AsOfSnapshot | AsOfTime
 
 
-@dataclass(frozen=True)
-class Commit:
-    """One snapshot that is kept: when it was committed, and its next offsets; None when nobody knows them any more."""
+class Commits(Protocol):
+    """The commits of a table, those of expired snapshots included; common.commit_files.CommitLog is the real one."""
 
-    snapshot_id: int
-    committed_us: int
-    offsets: PartitionOffsets | None
+    @property
+    def known(self) -> Sequence[tuple[int, int]]:
+        """The ranges of sequence numbers whose commits are known, both ends inclusive."""
+        ...
 
+    def by_id(self, snapshot_id: int) -> Commit | None:
+        """The commit of a snapshot; None when nothing is known of it."""
+        ...
 
-@dataclass(frozen=True)
-class History:
-    """The snapshots of a table that are kept.
+    def around(self, time_ms: int) -> tuple[Commit | None, Commit | None]:
+        """The commit that was current at a time, and the next one that was so, as far as they are known."""
+        ...
 
-    `current_since` are those that were the table's current one, in that order, as they became it. `is_whole` when the
-    first of them is the first that ever was: before it the table was empty.
-    """
+    def unknown_ms(self) -> Sequence[tuple[int | None, int | None]]:
+        """The stretches of time in which there were commits of which nothing is known."""
+        ...
 
-    kept: Sequence[Commit]
-    current_since: Sequence[Commit]
-    is_whole: bool
+    def oldest_ms(self) -> int | None:
+        """When the first commit was made that is known."""
+        ...
+
+    def losses(self, snapshot_id: int | None) -> Sequence[Loss]:
+        """The deletions of rows that a kept snapshot may be behind."""
+        ...
 
 
 def parse_as_of(text: str) -> AsOf:
@@ -86,10 +95,11 @@ def parse_as_of(text: str) -> AsOf:
     return AsOfTime((since.days * 86_400 + since.seconds) * 1_000_000 + since.microseconds)
 
 
-def table_cut(table: str, as_of: AsOf, history: History | None = None) -> TableCut:
-    """The positions of one table. `history` is needed for a snapshot and for a time.
+def table_cut(table: str, as_of: AsOf, commits: Commits | None = None) -> TableCut:
+    """The positions of one table. `commits` is needed for a snapshot and for a time; None: there is no table yet.
 
-    A time means the snapshot that was current then. Raises SnapshotNotFound.
+    A time means the snapshot that was current then. Raises SnapshotNotFound; SnapshotExpired where what is asked for
+    may have been, and a foreign tool took what was known of it.
     """
     if isinstance(as_of, AsOfCut):
         named = as_of.cut.tables.get(table)
@@ -99,27 +109,72 @@ def table_cut(table: str, as_of: AsOf, history: History | None = None) -> TableC
                 f"take one from a result of a server that has {table}"
             )
         return named
-    if history is None:
+    if commits is None:
         raise SnapshotNotFound(f"{table} has no snapshots; {_FORMS}")
-    if isinstance(as_of, AsOfSnapshot):
-        found = next((commit for commit in history.kept if commit.snapshot_id == as_of.snapshot_id), None)
-        what = f"no snapshot {as_of.snapshot_id}"
-    else:
-        past = [commit for commit in history.current_since if commit.committed_us <= as_of.time_us]
-        if not past and history.is_whole:
+    if isinstance(as_of, AsOfTime):
+        found = _current_at(table, as_of.time_us, commits)
+        if found is None:
             return TableCut(None, PartitionOffsets())
-        found = past[-1] if past else None
-        what = f"no snapshot any more of {_iso(as_of.time_us)}"
-    if found is None:
-        oldest = min((commit.committed_us for commit in history.kept), default=None)
-        since = "; none was committed yet" if oldest is None else f"; the oldest one that is kept is of {_iso(oldest)}"
-        raise SnapshotNotFound(f"{table} has {what}{since}; cuts stay readable after their snapshots expired")
+    elif (found := commits.by_id(as_of.snapshot_id)) is None:
+        oldest = commits.oldest_ms()
+        since = "none was committed yet" if oldest is None else f"the oldest one that is known is of {_iso(oldest)}"
+        raise SnapshotNotFound(
+            f"{table} has no snapshot {as_of.snapshot_id}; {since}; name one of ops.commits, a cut or a time"
+        )
     if found.offsets is None:
         raise SnapshotNotFound(
             f"nobody knows any more which offsets the snapshot {found.snapshot_id} of {table} holds: a foreign tool "
             "made it, and those before it expired; name another one"
         )
     return TableCut(found.snapshot_id, found.offsets)
+
+
+def _current_at(table: str, time_us: int, commits: Commits) -> Commit | None:
+    """The commit that was current at a time; None when the table was still empty."""
+    time_ms = time_us // 1_000
+    found, _ = commits.around(time_ms)
+    since = None if found is None else found.current_ms
+    for after, before in commits.unknown_ms():
+        # One of the unknown commits may have been the current one: they were made after one time and before another.
+        if (after is None or after <= time_ms) and (before is None or since is None or before > since):
+            raise SnapshotExpired(
+                f"{table} had snapshots{_between(after, before)} that a foreign tool expired before K2 had recorded "
+                f"them, so nobody knows which was current at {_iso(time_ms)}; name another time, a snapshot or a cut"
+            )
+    return found
+
+
+def check_complete(table: str, wanted: TableCut, now_id: int | None, commits: Commits) -> None:
+    """Raise SnapshotExpired unless the snapshot `now_id` still has every row that the table had at the cut `wanted`.
+
+    Rows go by deletions between both. What nobody can know counts as gone: a part is never given as the whole. Raises
+    Unavailable when nothing is known of `now_id`.
+    """
+    if not any(wanted.offsets.values()):
+        return
+    then = None if wanted.snapshot_id is None else commits.by_id(wanted.snapshot_id)
+    if now_id is None:
+        return
+    now = commits.by_id(now_id)
+    if now is None:
+        raise Unavailable(
+            f"the snapshot {now_id} of {table} that is read now is not known, so what was deleted before it is not "
+            "either; try again in a moment"
+        )
+    number = 0 if then is None else then.sequence_number
+    for loss in sorted(commits.losses(now_id), key=lambda loss: loss.sequence_number):
+        if number < loss.sequence_number <= now.sequence_number and loss.touches(wanted.offsets):
+            by = commits.by_id(loss.snapshot_id)
+            when = "" if by is None else f" at {_iso(by.committed_ms)}"
+            raise SnapshotExpired(
+                f"rows that {table} had at this instant were deleted since, by the snapshot {loss.snapshot_id}{when}; "
+                "name an instant after it"
+            )
+    if not covers_between(commits.known, number, now.sequence_number):
+        raise SnapshotExpired(
+            f"{table} had snapshots after this instant that a foreign tool expired before K2 had recorded them, so "
+            "nobody knows whether they deleted rows of it; name a later instant, and let only K2 expire snapshots"
+        )
 
 
 def condition_at(table: str, wanted: TableCut, now: TableCut, topic_ids: Collection[str] | None = None) -> str:
@@ -185,6 +240,11 @@ def _cut(text: str) -> Cut:
         raise InvalidStatement(f"{text[:100]!r} is no cut; {_FORMS}") from None
 
 
-def _iso(time_us: int) -> str:
-    seconds, micros = divmod(time_us, 1_000_000)
-    return datetime.fromtimestamp(seconds, UTC).replace(microsecond=micros).isoformat().replace("+00:00", "Z")
+def _between(after: int | None, before: int | None) -> str:
+    since = "" if after is None else f" after {_iso(after)}"
+    return since + ("" if before is None else f" before {_iso(before)}")
+
+
+def _iso(time_ms: int) -> str:
+    since = datetime(1970, 1, 1, tzinfo=UTC) + timedelta(milliseconds=time_ms)
+    return since.isoformat(timespec="milliseconds").replace("+00:00", "Z")

@@ -28,6 +28,7 @@ from flight_server.storage.as_of import AsOf, AsOfCut, condition_at, table_cut
 from flight_server.storage.between_cuts import Choose
 from flight_server.storage.database import CATALOG, MARKET, RESEARCH, Database
 from flight_server.storage.file_index import Condition
+from flight_server.storage.histories import Histories
 from flight_server.storage.manifests import ManifestReader
 from flight_server.storage.read_view import Snapshot, TableCut, quoted
 from flight_server.storage.research import ResearchTables
@@ -83,8 +84,7 @@ class Lake:
         self._datasets = datasets
         self._clock = clock or SystemClock()
         self._log = get_logger("flight_server.storage")
-        self._histories = IcebergSnapshots(lake)
-        self._histories_lock = threading.Lock()
+        self._histories = Histories(lake)
         self._database = Database(settings, lake)
         self._snapshots = IcebergSnapshots(lake, ManifestReader(self._database.cursor))
         #: Users' own tables. Whoever commits or drops one calls `publish_research` afterwards, and reads it then.
@@ -141,16 +141,15 @@ class Lake:
             return table_cut(table, as_of)
         if dataset is None:
             return TableCut(self.research.snapshot_at(name, as_of), PartitionOffsets())
-        with self._histories_lock:
-            history = self._histories.history(dataset)
-        return table_cut(table, as_of, history)
+        return self._histories.table_cut(dataset, as_of)
 
     def select_at(self, cursor: Any, table: str, wanted: TableCut) -> str:
         """The SELECT that gives the rows of a table at a cut, in the cursor's open transaction.
 
         What it needs is checked against what that transaction sees, which it fixes; in later transactions the same text
-        gives the same rows. Raises Unavailable (this server is not as far; again in a moment), SnapshotExpired, and for
-        a table of `research` what `ResearchTables.select_at` raises.
+        gives the same rows. Raises Unavailable (this server is not as far; again in a moment), SnapshotExpired (rows of
+        it were deleted, or are of a log that is gone), CatalogError, and for a table of `research` what
+        `ResearchTables.select_at` raises.
         """
         schema, _, name = table.partition(".")
         relation = f"{CATALOG}.{schema}.{quoted(name)}"
@@ -161,7 +160,10 @@ class Lake:
         self.check_ready()
         assert self._publisher is not None
         now = self._publisher.cut(cursor).tables[table]
-        return f"SELECT * FROM {relation} WHERE {condition_at(table, wanted, now, self._publisher.followed())}"
+        condition = condition_at(table, wanted, now, self._publisher.followed())
+        dataset = next(dataset for dataset in self._datasets if dataset.table == table)
+        self._histories.check_complete(dataset, wanted, now.snapshot_id)
+        return f"SELECT * FROM {relation} WHERE {condition}"
 
     def changes(self, cursor: Any, table: str, low: TableCut | None, high: TableCut | None) -> str:
         """The SELECT of a table's rows between two cuts, for the cursor's open transaction; see Publisher.changes."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import replace
 from typing import Any, Protocol
 
 from pyiceberg.catalog import Catalog, load_catalog
@@ -21,7 +20,6 @@ from common.errors import SnapshotNotFound, Unavailable
 from common.iceberg import metadata_locations
 from common.offsets import SUMMARY_KEY, PartitionOffsets
 from common.settings import LakeSettings
-from flight_server.storage.as_of import Commit, History
 from flight_server.storage.file_index import FileIndex
 from flight_server.storage.manifests import ManifestReader
 from flight_server.storage.read_view import Snapshot, literal, read_files
@@ -101,23 +99,6 @@ class IcebergSnapshots:
         )
         self._read[dataset.table] = table.metadata_location
         return found
-
-    def history(self, dataset: Dataset) -> History:
-        """The snapshots that are kept. Blocking; raises Unavailable when the catalog does not answer."""
-        table = self._load(dataset)
-        if table is None:
-            return History((), (), True)
-        metadata = table.metadata
-        kept = {entry.snapshot_id: _commit(metadata, entry, dataset.table) for entry in metadata.snapshots}
-        became = sorted(metadata.snapshot_log, key=lambda entry: entry.timestamp_ms)
-        current_since = [
-            replace(kept[entry.snapshot_id], committed_us=entry.timestamp_ms * 1_000)
-            for entry in became
-            if entry.snapshot_id in kept
-        ]
-        first = metadata.snapshot_by_id(current_since[0].snapshot_id) if current_since else None
-        is_whole = first is None or (first.parent_snapshot_id is None and first.sequence_number in (0, 1))
-        return History(tuple(kept.values()), tuple(current_since), is_whole)
 
     def _index(self, table: Table, snapshot: Any, dataset: Dataset) -> FileIndex | None:
         """The snapshot's files; None when they are not plain files of rows, or nobody reads manifests here.
@@ -259,14 +240,6 @@ def _grown_from(metadata: Any, snapshot: Any) -> frozenset[int | None]:
 
 def _rows(snapshot: Any) -> int:
     return int((snapshot.summary or {}).get("total-records") or 0)
-
-
-def _commit(metadata: Any, snapshot: Any, table: str) -> Commit:
-    try:
-        offsets = _offsets(metadata, snapshot, table)
-    except SnapshotNotFound:
-        offsets = None
-    return Commit(int(snapshot.snapshot_id), snapshot.timestamp_ms * 1_000, offsets)
 
 
 def _own_offsets(snapshot: Any) -> PartitionOffsets | None:

@@ -25,9 +25,11 @@ HOMES: dict[str, tuple[str, ...]] = {
     "adbc_driver_manager": ("clients/",),
     "pyiceberg": (
         "common/iceberg.py",
+        "common/commit_files.py",
         "sink/table.py",
         "sink/maintenance.py",
         "flight_server/storage/snapshots.py",
+        "flight_server/storage/histories.py",
         "flight_server/storage/research.py",
         "flight_server/storage/research_write.py",
         "flight_server/storage/research_upkeep.py",

@@ -27,6 +27,7 @@ from flight_server.storage.research import ResearchTables, WriteMode
 from flight_server.storage.snapshots import IcebergSnapshots
 from k2.broker import EmbeddedBroker
 from sink.service import SinkService
+from sink.table import IcebergTable
 from tests.support.records import trade
 
 TOPIC = TRADES.topic(asset_class="crypto", exchange="binance")
@@ -346,10 +347,9 @@ def test_a_cut_a_snapshot_and_a_time_are_read_again_while_the_market_goes_on(
             wanted = lake.table_cut("market.trades", parse_as_of(cut.to_text()))
             assert rows_at(lake, wanted) == rows
             assert rows_at(other, wanted) == rows  # another server, which never saw that tail
-        history = IcebergSnapshots(lake_settings).history(TRADES)
-        for commit in history.current_since:
-            by_id = lake.table_cut("market.trades", AsOfSnapshot(commit.snapshot_id))
-            by_time = lake.table_cut("market.trades", AsOfTime(commit.committed_us))
+        for entry in IcebergTable.open(lake_settings, TRADES).iceberg_table.metadata.snapshot_log:
+            by_id = lake.table_cut("market.trades", AsOfSnapshot(entry.snapshot_id))
+            by_time = lake.table_cut("market.trades", AsOfTime(entry.timestamp_ms * 1_000))
             assert by_id.offsets.covers(by_time.offsets) or by_time.offsets.covers(by_id.offsets)
             assert len(rows_at(lake, by_id)) == sum(by_id.offsets.values())
         assert rows_at(lake, lake.table_cut("market.trades", AsOfTime(0))) == []

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from common.commit_files import CommitLog
 from common.datasets import TRADES
 from common.errors import InvalidStatement, K2Error, SnapshotExpired, SnapshotNotFound, Unavailable
 from common.offsets import KafkaPartition, PartitionOffsets
@@ -19,15 +20,15 @@ from flight_server.storage.as_of import (
     AsOfCut,
     AsOfSnapshot,
     AsOfTime,
-    Commit,
-    History,
     condition_at,
     parse_as_of,
     table_cut,
 )
+from flight_server.storage.histories import Histories
 from flight_server.storage.read_view import Cut, TableCut
-from flight_server.storage.snapshots import IcebergSnapshots
+from sink.maintenance import ExpiryPolicy, expire_snapshots
 from sink.table import IcebergTable
+from tests.support.past import Past
 from tests.support.records import table_rows, trade
 
 P0 = KafkaPartition("cluster", "topic-id-1", 0)
@@ -80,40 +81,53 @@ def test_anything_else_is_refused_in_one_sentence_with_the_forms(text: str) -> N
 # -- what they mean
 
 
-def commit(number: int, offsets: PartitionOffsets | None) -> Commit:
-    return Commit(number, number * 1_000, offsets)
+def log_of(*snapshots: PartitionOffsets | None, folder: Path) -> tuple[CommitLog, list[int], Past]:
+    """A log of one commit after the other, at 1,010 ms, 1,020 ms and so on, and their ids."""
+    past = Past(folder)
+    ids = [past.commit(offsets) for offsets in snapshots]
+    log = CommitLog()
+    log.update(past.table)
+    return log, ids, past
 
 
-HISTORY = History(
-    kept=[commit(1, at(p0=1)), commit(2, at(p0=2)), commit(3, at(p0=3)), commit(4, None)],
-    current_since=[commit(1, at(p0=1)), commit(3, at(p0=3))],
-    is_whole=True,
-)
-
-
-def test_a_snapshot_is_any_one_that_is_kept() -> None:
-    assert table_cut(T, AsOfSnapshot(2), HISTORY) == TableCut(2, at(p0=2))
+def test_a_snapshot_is_any_one_that_is_known(tmp_path: Path) -> None:
+    log, ids, past = log_of(at(p0=1), at(p0=2), None, folder=tmp_path)
+    assert table_cut(T, AsOfSnapshot(ids[1]), log) == TableCut(ids[1], at(p0=2))
+    assert table_cut(T, AsOfSnapshot(ids[2]), log) == TableCut(ids[2], at(p0=2))
     with pytest.raises(
-        SnapshotNotFound, match=r"no snapshot 9; the oldest one that is kept is of 1970-01-01T00:00:00\.001"
+        SnapshotNotFound, match=r"no snapshot 9; the oldest one that is known is of 1970-01-01T00:00:01\.010Z"
     ):
-        table_cut(T, AsOfSnapshot(9), HISTORY)
-    with pytest.raises(SnapshotNotFound, match="nobody knows"):
-        table_cut(T, AsOfSnapshot(4), HISTORY)
+        table_cut(T, AsOfSnapshot(9), log)
     with pytest.raises(SnapshotNotFound, match="none was committed yet"):
-        table_cut(T, AsOfSnapshot(4), History((), (), True))
+        table_cut(T, AsOfSnapshot(9), CommitLog())
+    past.expire({ids[0], ids[1]})
+    log.update(past.table)
+    with pytest.raises(SnapshotNotFound, match="nobody knows"):
+        table_cut(T, AsOfSnapshot(ids[2]), log)
 
 
-@pytest.mark.parametrize(("time_us", "expected"), [(1_000, 1), (1_999, 1), (2_999, 1), (3_000, 3), (10**15, 3)])
-def test_a_time_is_the_snapshot_that_was_current_then(time_us: int, expected: int) -> None:
-    assert table_cut(T, AsOfTime(time_us), HISTORY).snapshot_id == expected
+@pytest.mark.parametrize(
+    ("time_us", "expected"),
+    [(1_009_999, None), (1_010_000, 0), (1_019_999, 0), (1_020_000, 1), (1_039_999, 0), (10**15, 2)],
+)
+def test_a_time_is_the_snapshot_that_was_current_then(tmp_path: Path, time_us: int, expected: int | None) -> None:
+    _, ids, past = log_of(at(p0=1), at(p0=2), folder=tmp_path)
+    past.rollback(ids[0])  # at 1,030 ms
+    ids.append(past.commit(at(p0=3)))
+    log = CommitLog()
+    log.update(past.table)
+    assert table_cut(T, AsOfTime(time_us), log).snapshot_id == (None if expected is None else ids[expected])
 
 
-def test_before_the_first_snapshot_the_table_was_empty_if_that_is_known() -> None:
-    assert table_cut(T, AsOfTime(999), HISTORY) == TableCut(None, PartitionOffsets())
-    assert table_cut(T, AsOfTime(999), History((), (), True)) == TableCut(None, PartitionOffsets())
-    cut_off = History(HISTORY.kept, HISTORY.current_since, False)
-    with pytest.raises(SnapshotNotFound, match="cuts stay readable"):
-        table_cut(T, AsOfTime(999), cut_off)
+def test_before_the_first_snapshot_the_table_was_empty_if_that_is_known(tmp_path: Path) -> None:
+    log, ids, past = log_of(at(p0=1), at(p0=2), at(p0=3), folder=tmp_path)
+    assert table_cut(T, AsOfTime(999), log) == TableCut(None, PartitionOffsets())
+    assert table_cut(T, AsOfTime(999), CommitLog()) == TableCut(None, PartitionOffsets())
+    past.expire({ids[0]})
+    log.update(past.table)
+    with pytest.raises(SnapshotExpired, match=r"before 1970-01-01T00:00:01\.020Z that a foreign tool expired"):
+        table_cut(T, AsOfTime(999), log)
+    assert table_cut(T, AsOfTime(1_020_000), log).snapshot_id == ids[1]
 
 
 def test_a_cut_says_it_itself() -> None:
@@ -122,35 +136,33 @@ def test_a_cut_says_it_itself() -> None:
         table_cut("market.quotes", AsOfCut(CUT))
 
 
-def test_the_history_of_a_real_table(tmp_path: Path) -> None:
+def test_the_past_of_a_real_table(tmp_path: Path) -> None:
     lake = LakeSettings.load(data_dir=tmp_path)
     lake.prepare()
-    source = IcebergSnapshots(lake)
+    source = Histories(lake)
+    assert source.table_cut(TRADES, AsOfTime(10**15)) == TableCut(None, PartitionOffsets())
     table = IcebergTable.open(lake, TRADES)
-    assert source.history(TRADES) == History((), (), True)
-    ids = []
-    for number in range(3):
+    ids, times = [], []
+    for number in range(6):
         base, to = at(p0=number), at(p0=number + 1)
-        ids.append(
-            table.append(table_rows("trade", [trade(number)], first_offset=number), base, to, f"commit-{number}")
-        )
-    history = source.history(TRADES)
-    assert [kept.snapshot_id for kept in history.current_since] == ids
-    assert history.is_whole
-    for number, snapshot_id in enumerate(ids):
-        assert table_cut(T, AsOfSnapshot(snapshot_id), history).offsets == at(p0=number + 1)
-        found = table_cut(T, AsOfTime(history.current_since[number].committed_us), history)
-        assert found.offsets == at(p0=number + 1)
-    assert table_cut(T, AsOfTime(0), history).offsets == PartitionOffsets()
-    iceberg_table = table.iceberg_table
-    iceberg_table.maintenance.expire_snapshots().by_ids(ids[:1]).commit()
-    history = source.history(TRADES)
-    assert [kept.snapshot_id for kept in history.current_since] == ids[1:]
-    assert not history.is_whole
-    with pytest.raises(SnapshotNotFound):
-        table_cut(T, AsOfTime(0), history)
-    with pytest.raises(SnapshotNotFound):
-        table_cut(T, AsOfSnapshot(ids[0]), history)
+        rows = table_rows("trade", [trade(number)], first_offset=number)
+        ids.append(table.append(rows, base, to, f"commit-{number}"))
+        times.append(table.iceberg_table.metadata.snapshot_log[-1].timestamp_ms * 1_000)
+
+    def check() -> None:
+        for number, snapshot_id in enumerate(ids):
+            assert source.table_cut(TRADES, AsOfSnapshot(snapshot_id)).offsets == at(p0=number + 1)
+            assert source.table_cut(TRADES, AsOfTime(times[number])).offsets == at(p0=number + 1)
+            cut = TableCut(snapshot_id, at(p0=number + 1))
+            source.check_complete(TRADES, cut, ids[-1])
+            assert source.columns(TRADES, cut) is None
+        assert source.table_cut(TRADES, AsOfTime(0)).offsets == PartitionOffsets()
+
+    check()
+    assert expire_snapshots(table, ExpiryPolicy(snapshots_kept_min=2), 10**18) == 4
+    check()
+    table.iceberg_table.maintenance.expire_snapshots().by_ids(ids[4:5]).commit()
+    check()  # what a foreign tool expires had been recorded
 
 
 # -- the condition
