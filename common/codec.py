@@ -1,8 +1,9 @@
 """Avro records in Confluent's framing <-> Arrow batches. Sink, tail and ingest use this one decoder.
 
-Encoding is fastavro's. Decoding is arrow-avro's (the Avro reader of Apache arrow-rs, by way of polars-avro): the
-messages of a batch are laid one behind the other into one Object Container block and decoded in one call. arrow-avro
-takes such a block on trust, so each message is fenced in:
+Encoding is by a function compiled from the schema (common/avro_writer.py), with fastavro behind it. Decoding is
+arrow-avro's (the Avro reader of Apache arrow-rs, by way of polars-avro): the messages of a batch are laid one behind
+the other into one Object Container block and decoded in one call. arrow-avro takes such a block on trust, so each
+message is fenced in:
 
 - The record schema of the block is the writer's schema between two extra fields: `_frame`, the 5 bytes of Confluent's
   header, and `_fence`, 8 bytes that K2 puts behind each message. A message that is too short or too long shifts every
@@ -36,6 +37,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from polars_avro._avro_rs import AvroSource
 
+from common.avro_writer import ADJUSTED_MAX, EXACT, compiled_writer, zigzag
 from common.datasets import Dataset
 from common.errors import EncodeError, RecordError
 from common.log import ConsumerBatch
@@ -59,12 +61,6 @@ _FRAME_FIELD, _FENCE_FIELD = "_frame", "_fence"
 _TIME_US_MIN, _TIME_US_MAX = -62_135_596_800_000_000, 253_402_300_799_999_999
 
 
-#: No column holds a number of more digits before the point; beyond, an exponent could ask for gigabytes.
-_ADJUSTED_MAX = 40
-#: Arithmetic that says so rather than round.
-_EXACT = decimal.Context(prec=200, Emin=decimal.MIN_EMIN, Emax=decimal.MAX_EMAX, traps=[decimal.Inexact])
-
-
 class Encoder:
     """Records of one dataset to Avro bytes in Confluent's framing, under the id that the registry gives the schema."""
 
@@ -73,6 +69,7 @@ class Encoder:
         self.schema_id = registry.register(f"{topic}-value", text)
         self._dataset = dataset
         self._header = MAGIC + struct.pack(">I", self.schema_id)
+        self._compiled = compiled_writer(json.loads(text), self._header)
         self._schema = fastavro.parse_schema(json.loads(text))
         self._write = partial(fastavro.schemaless_writer, strict_allow_default=True)
         self._decimals = [
@@ -86,6 +83,13 @@ class Encoder:
 
         Raises EncodeError naming the field when the record does not fit the schema.
         """
+        try:
+            return self._compiled(record)
+        except Exception:  # noqa: BLE001  (whatever is out of the ordinary is fastavro's to write or to refuse)
+            return self.encode_by_fastavro(record)
+
+    def encode_by_fastavro(self, record: Mapping[str, Any]) -> bytes:
+        """What `encode` gives and raises, without the compiled writer: the oracle."""
         out = io.BytesIO()
         out.write(self._header)
         prepared = dict(record)
@@ -107,10 +111,10 @@ class Encoder:
         """
         if not isinstance(value, Decimal) or not value.is_finite():
             raise EncodeError(self._misfit(f"the field {name!r} is {value!r}, which is no finite Decimal"))
-        if value.adjusted() > _ADJUSTED_MAX:
+        if value.adjusted() > ADJUSTED_MAX:
             raise EncodeError(self._misfit(f"the field {name!r} is {value}, beyond what the schema holds"))
         try:
-            exact = _EXACT.scaleb(value, scale)
+            exact = EXACT.scaleb(value, scale)
             unscaled = int(exact)
         except decimal.Inexact:
             exact, unscaled = value, 0
@@ -293,7 +297,7 @@ class _WriterSchema:
         parts[0::2] = values
         parts[1::2] = [fences[at : at + _FENCE_BYTES] for at in range(0, len(fences), _FENCE_BYTES)]
         body = b"".join(parts)
-        block = b"".join((self._header, _zigzag(count + len(body) + 1), _zigzag(len(body)), body, _SYNC))
+        block = b"".join((self._header, zigzag(count + len(body) + 1), zigzag(len(body)), body, _SYNC))
         source = _Buffer(block)
         try:
             batch = next(iter(AvroSource([lambda: source], False, False).batch_iter(count, None)), None)
@@ -433,18 +437,7 @@ def _container_header(avro: dict[str, Any]) -> bytes:
     }
     schema_text = json.dumps(fenced).encode()
     entries = {b"avro.schema": schema_text, b"avro.codec": b"null"}
-    header = b"Obj\x01" + _zigzag(len(entries))
+    header = b"Obj\x01" + zigzag(len(entries))
     for key, value in entries.items():
-        header += _zigzag(len(key)) + key + _zigzag(len(value)) + value
-    return header + _zigzag(0) + _SYNC
-
-
-def _zigzag(number: int) -> bytes:
-    """An Avro long."""
-    rest = (number << 1) ^ (number >> 63)
-    out = bytearray()
-    while rest > 0x7F:
-        out.append((rest & 0x7F) | 0x80)
-        rest >>= 7
-    out.append(rest)
-    return bytes(out)
+        header += zigzag(len(key)) + key + zigzag(len(value)) + value
+    return header + zigzag(0) + _SYNC

@@ -8,27 +8,31 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Awaitable, Callable
+from collections import deque
+from collections.abc import Awaitable, Callable, Sequence
 from enum import Enum
-from typing import Final
+from typing import Any, Final
 from urllib.parse import urlsplit
 
 from websockets.asyncio.client import ClientConnection, connect
-from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidStatus
+from websockets.exceptions import InvalidHandshake, InvalidStatus
+from websockets.frames import Frame, Opcode
+from websockets.protocol import Event
 
 from common.clock import Clock, SystemClock
 from common.errors import FeedClosed, SettingsError
 from common.settings import IngestSettings
 from common.telemetry import get_logger, new_correlation_id
 
-#: Takes one frame, when it was received (microseconds UTC), and the correlation id of its connection. While it waits,
-#: the connection is not read.
-FrameHandler = Callable[[bytes, int, str], Awaitable[None]]
+#: Takes the frames of one read of the socket, when that was (microseconds UTC), and the correlation id of their
+#: connection. While it waits, no more than the queue's bound is read from the connection.
+FrameHandler = Callable[[Sequence[bytes], int, str], Awaitable[None]]
 Sleep = Callable[[float], Awaitable[None]]
 
-#: Frames that websockets holds ready while we are busy with one. Beyond, the socket is not read: TCP slows the venue
-#: down.
+#: Frames that wait while we are busy with others. Beyond, the socket is not read: TCP slows the venue down. asyncio
+#: reads up to 256 KiB at once, which is some 1,600 trades, so that many may come on top.
 _QUEUED_FRAMES_MAX: Final = 1_024
+_DATA: Final = (Opcode.TEXT, Opcode.BINARY, Opcode.CONT)
 _LOOPBACK: Final = ("localhost", "127.0.0.1", "::1")
 
 
@@ -61,10 +65,71 @@ def backoff_s(attempt: int, settings: IngestSettings, share: float) -> float:
     return full * (1 - share / 2)
 
 
+class _Websocket(ClientConnection):
+    """A websocket that hands out all messages of a read of the socket together.
+
+    `recv` would hand them out one by one, at twice the cost. What `recv` and its queue do beside that is done here:
+    fragments are joined, and the socket is not read while too much waits.
+    """
+
+    def __init__(self, *args: Any, now_us: Callable[[], int], **options: Any) -> None:
+        super().__init__(*args, **options)
+        self._now_us = now_us
+        self._messages: list[bytes] = []
+        self._fragments = bytearray()
+        self._reads: deque[tuple[list[bytes], int]] = deque()
+        self._waiting = 0
+        self._reading_paused = False
+        self._came = asyncio.Event()
+
+    async def received(self) -> tuple[list[bytes], int] | None:
+        """The next read's messages and when it was (microseconds UTC); None once the connection ended and all is read.
+
+        Cancelling it loses nothing. One caller at a time.
+        """
+        while not self._reads:
+            if self.connection_lost_waiter.done():
+                return None
+            self._came.clear()
+            await self._came.wait()
+        read = self._reads.popleft()
+        self._waiting -= len(read[0])
+        if self._reading_paused and self._waiting <= _QUEUED_FRAMES_MAX // 4:
+            self._reading_paused = False
+            self.transport.resume_reading()
+        return read
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        if self._messages:
+            self._reads.append((self._messages, self._now_us()))
+            self._waiting += len(self._messages)
+            self._messages = []
+            self._came.set()
+            if self._waiting > _QUEUED_FRAMES_MAX and not self._reading_paused:
+                self._reading_paused = True
+                self.transport.pause_reading()
+
+    def process_event(self, event: Event) -> None:
+        if not isinstance(event, Frame) or event.opcode not in _DATA:
+            super().process_event(event)
+        elif event.fin and event.opcode is not Opcode.CONT:
+            self._messages.append(bytes(event.data))
+        else:
+            self._fragments += event.data
+            if event.fin:
+                self._messages.append(bytes(self._fragments))
+                self._fragments.clear()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        super().connection_lost(exc)
+        self._came.set()
+
+
 class _Connection:
     """One open websocket with what the watchdog needs to know about it."""
 
-    def __init__(self, websocket: ClientConnection, now_s: float) -> None:
+    def __init__(self, websocket: _Websocket, now_s: float) -> None:
         self.websocket = websocket
         self.correlation_id = new_correlation_id()
         self.opened_s = now_s
@@ -216,9 +281,9 @@ class Feed:
                 open_timeout=self._settings.open_timeout_s,
                 close_timeout=self._settings.open_timeout_s,
                 ping_interval=None,  # the venue pings; silence is the watchdog's business
-                max_queue=_QUEUED_FRAMES_MAX,
                 compression=None,
                 proxy=None if self._is_loopback else True,
+                create_connection=self._websocket,  # type: ignore[arg-type]  # any factory will do
             )
         except InvalidStatus as error:
             body = (error.response.body or b"").decode(errors="replace").strip()[:200]
@@ -231,7 +296,11 @@ class Feed:
             raise FeedClosed(
                 f"{self._host} cannot be reached ({_reason(error)}); check the URL and the network"
             ) from None
+        assert isinstance(websocket, _Websocket)
         return _Connection(websocket, self._clock.monotonic_s())
+
+    def _websocket(self, *args: Any, **options: Any) -> _Websocket:
+        return _Websocket(*args, now_us=self._clock.now_us, **options)
 
     def _listen(self, connection: _Connection) -> None:
         if connection.reader is None:
@@ -239,20 +308,16 @@ class Feed:
 
     async def _read(self, connection: _Connection) -> str:
         """Hand on every frame of the connection; returns why it ended."""
-        receive, handle = connection.websocket.recv, self._handle
-        now_us, monotonic_s = self._clock.now_us, self._clock.monotonic_s
-        correlation_id = connection.correlation_id
-        try:
-            frame = await receive(decode=False)
+        websocket, handle, monotonic_s = connection.websocket, self._handle, self._clock.monotonic_s
+        while (read := await websocket.received()) is not None:
             connection.first_frame.set()
-            while True:
-                connection.busy = True
-                await handle(frame, now_us(), correlation_id)
-                connection.heard_s = monotonic_s()
-                connection.busy = False
-                frame = await receive(decode=False)
-        except ConnectionClosed as error:
-            return f"{self._host} closed the connection ({error.rcvd or 'without a word'})"
+            connection.busy = True
+            frames, receive_time_us = read
+            await handle(frames, receive_time_us, connection.correlation_id)
+            connection.heard_s = monotonic_s()
+            connection.busy = False
+        ended = websocket.protocol.close_rcvd
+        return f"{self._host} closed the connection ({ended or 'without a word'})"
 
     async def _any_of(self, reader: asyncio.Task[str], wake: asyncio.Event) -> None:
         """Until the reader ends, `wake` is set, or a tick has passed."""

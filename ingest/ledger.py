@@ -88,8 +88,11 @@ class IdRanges:
         return sum(self._lasts) - sum(self._firsts) + len(self._firsts)
 
     def __contains__(self, an_id: int) -> bool:
+        lasts = self._lasts
+        if not lasts or an_id > lasts[-1]:
+            return False
         index = bisect_right(self._firsts, an_id) - 1
-        return index >= 0 and an_id <= self._lasts[index]
+        return index >= 0 and an_id <= lasts[index]
 
     def __iter__(self) -> Iterator[IdRange]:
         return map(IdRange, self._firsts, self._lasts)

@@ -10,6 +10,7 @@ from typing import Any, Final
 
 from confluent_kafka import KafkaException, Producer
 
+from common.clock import Clock
 from common.codec import Encoder
 from common.datasets import DATASETS, Dataset, dead_letter_topic
 from common.errors import BrokerError
@@ -21,6 +22,8 @@ from common.telemetry import CORRELATION_KEY, get_logger
 
 Headers = list[tuple[str, bytes]]
 
+#: One message in so many is timed. A prime, so that no symbol of a round is always passed over.
+_TIMED_EVERY: Final = 17
 #: Longest reason in a dead letter's header.
 _REASON_CHARS_MAX: Final = 1_000
 
@@ -43,8 +46,14 @@ class EventProducer:
         *,
         topics: Mapping[str, TopicInfo],
         covered: PartitionOffsets,
+        clock: Clock,
+        timed: Callable[[float], object],
     ) -> None:
-        """`topics` maps each dataset's name to its topic."""
+        """`topics` maps each dataset's name to its topic. `timed` is told, of a sample of the messages, how many
+        seconds after the time given to `send` the broker had acknowledged them.
+        """
+        self._clock = clock
+        self._timed = timed
         self._servers = kafka.bootstrap_servers
         self._log = get_logger("ingest")
         self._topics = dict(topics)
@@ -73,9 +82,11 @@ class EventProducer:
         """The record's bytes for `send`. Raises EncodeError."""
         return self._encode[dataset.name](record)
 
-    def send(self, dataset: Dataset, symbol: str, payload: bytes, headers: Headers) -> bool:
+    def send(self, dataset: Dataset, symbol: str, payload: bytes, headers: Headers, since_us: int) -> bool:
         """Queue a message under its symbol's key; False when the queue is full. Raises BrokerError."""
         topic, on_delivery = self._lanes[dataset.name]
+        if self.produced % _TIMED_EVERY == 0:
+            on_delivery = self._timer(on_delivery, since_us)
         try:
             self._produce(topic, payload, symbol, on_delivery=on_delivery, headers=headers)
         except BufferError:
@@ -128,6 +139,14 @@ class EventProducer:
         """Give up whatever is still queued, so that ending the process never waits for a broker that is gone."""
         self._producer.purge(in_queue=True, in_flight=True, blocking=False)
         self._producer.poll(0)
+
+    def _timer(self, on_delivery: Callable[[Any, Any], None], since_us: int) -> Callable[[Any, Any], None]:
+        def on_timed_delivery(error: Any, message: Any) -> None:
+            on_delivery(error, message)
+            if error is None:
+                self._timed((self._clock.now_us() - since_us) / 1e6)
+
+        return on_timed_delivery
 
     def _counter(self, topic: str) -> Callable[[Any, Any], None]:
         """The delivery report of one topic. Reports of a partition come in the order of its offsets."""

@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from decimal import Decimal
 from typing import Any, Final, NamedTuple, NoReturn
 from urllib.parse import quote
+
+import msgspec
 
 from common.datasets import QUOTES, TRADES, Dataset
 from common.errors import FeedProtocolError, SettingsError
@@ -29,6 +31,9 @@ _MICROSECONDS_FROM: Final = 100_000_000_000_000
 #: 9999-12-31T23:59:59.999999, the last instant that every client can show.
 _TIME_US_MAX: Final = 253_402_300_799_999_999
 _ID_MAX: Final = (1 << 63) - 1
+#: A trade has about 160 bytes. json refuses integers of more than 4,300 digits.
+_ORDINARY_BYTES_MAX: Final = 2_048
+_NO_STREAM: Final = ("", "")
 
 # What the schemas hold: price decimal(18, 8), quantity decimal(28, 8). Plain digits only: no sign, no exponent, no NaN.
 _PRICE = re.compile(r"[0-9]{1,10}(?:\.[0-9]{1,8})?")
@@ -77,6 +82,29 @@ class IgnoredEvent(NamedTuple):
 Event = TradeEvent | BookTickerEvent | ServerShutdown | IgnoredEvent
 
 
+class _Data(msgspec.Struct, gc=False):
+    """The data of a trade or a book ticker as they should be. A default stands for a missing field; none is valid."""
+
+    s: str = ""
+    e: str = ""
+    E: int = -1
+    T: int = -1
+    t: int = -1
+    p: str = ""
+    q: str = ""
+    m: bool | msgspec.UnsetType = msgspec.UNSET
+    u: int = -1
+    b: str = ""
+    B: str = ""
+    a: str = ""
+    A: str = ""
+
+
+class _Frame(msgspec.Struct, gc=False):
+    stream: str
+    data: _Data
+
+
 class BinanceSession:
     """What K2 asks Binance for, and what Binance's frames mean.
 
@@ -101,6 +129,7 @@ class BinanceSession:
             for kind in ("trade", "bookTicker"):
                 self._streams[f"{symbol.lower()}@{kind}"] = (kind, symbol)
         self._decode = json.JSONDecoder(parse_float=Decimal, parse_constant=_no_constant).decode
+        self._decode_typed = msgspec.json.Decoder(_Frame).decode
 
     @property
     def streams(self) -> tuple[str, ...]:
@@ -111,6 +140,20 @@ class BinanceSession:
     def path(self) -> str:
         """What follows the host in the URL: the combined stream of all names."""
         return "/stream?streams=" + "/".join(quote(name, safe="@") for name in self._streams)
+
+    def receive_all(self, frames: Sequence[bytes], receive_time_us: int) -> list[Event | FeedProtocolError]:
+        """For each frame what `receive` returns or raises. Frames as they ought to be take a third of the time."""
+        events: list[Event | FeedProtocolError] = []
+        ordinary, take = self._ordinary, events.append
+        for frame in frames:
+            event: Event | FeedProtocolError | None = ordinary(frame, receive_time_us)
+            if event is None:
+                try:
+                    event = self.receive(frame, receive_time_us)
+                except FeedProtocolError as error:
+                    event = error
+            take(event)
+        return events
 
     def receive(self, frame: bytes | str, receive_time_us: int) -> Event:
         """The event of one frame that was read off the socket at `receive_time_us`.
@@ -148,6 +191,65 @@ class BinanceSession:
             _time_us(stream, data, "E"),
             _time_us(stream, data, "T"),
             buyer_is_maker,
+            receive_time_us,
+        )
+
+    def _ordinary(self, frame: bytes, receive_time_us: int) -> TradeEvent | BookTickerEvent | None:
+        """The event of a trade or book ticker without any fault; None for all else: `receive` then says what it is.
+
+        The typed parse skips fields that it does not know without looking into them, as far as text and the length of
+        numbers go. So that it takes nothing that `receive` refuses, only short frames of plain ASCII come to it.
+        """
+        if len(frame) > _ORDINARY_BYTES_MAX or not frame.isascii():
+            return None
+        try:
+            message = self._decode_typed(frame)
+        except (msgspec.MsgspecError, ValueError, RecursionError):
+            return None
+        kind, symbol = self._streams.get(message.stream, _NO_STREAM)
+        data = message.data
+        if data.s != symbol:
+            return None
+        if kind == "trade":
+            price, quantity, maker = data.p, data.q, data.m
+            event_time, transaction_time = data.E, data.T
+            if (
+                data.e != "trade"
+                or not 0 <= data.t <= _ID_MAX
+                or not 0 <= event_time <= _TIME_US_MAX
+                or not 0 <= transaction_time <= _TIME_US_MAX
+                or maker is msgspec.UNSET
+                or not _PRICE.fullmatch(price)
+                or not _QUANTITY.fullmatch(quantity)
+            ):
+                return None
+            return TradeEvent(
+                symbol,
+                data.t,
+                Decimal(price),
+                Decimal(quantity),
+                event_time if event_time >= _MICROSECONDS_FROM else event_time * 1000,
+                transaction_time if transaction_time >= _MICROSECONDS_FROM else transaction_time * 1000,
+                maker,
+                receive_time_us,
+            )
+        if (
+            kind != "bookTicker"
+            or not 0 <= data.u <= _ID_MAX
+            or not _PRICE.fullmatch(data.b)
+            or not _QUANTITY.fullmatch(data.B)
+            or not _PRICE.fullmatch(data.a)
+            or not _QUANTITY.fullmatch(data.A)
+        ):
+            return None
+        bid_price, ask_price = Decimal(data.b), Decimal(data.a)
+        return BookTickerEvent(
+            symbol,
+            data.u,
+            bid_price or None,
+            Decimal(data.B) if bid_price else None,
+            ask_price or None,
+            Decimal(data.A) if ask_price else None,
             receive_time_us,
         )
 

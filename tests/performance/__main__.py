@@ -21,11 +21,20 @@ from rich.table import Table
 
 from common.settings import TelemetrySettings
 from common.telemetry import configure_logging
-from tests.performance import bench_cancel, bench_decode, bench_flight, bench_load, bench_peers, bench_sink
+from tests.performance import (
+    bench_cancel,
+    bench_decode,
+    bench_flight,
+    bench_ingest,
+    bench_load,
+    bench_peers,
+    bench_sink,
+)
 from tests.performance.figures import Figure
 
 BENCHES: dict[str, Callable[[float], list[Figure]]] = {
     "decode": bench_decode.run,
+    "ingest": bench_ingest.run,
     "sink": bench_sink.run,
     "flight": bench_flight.run,
     "cancel": bench_cancel.run,

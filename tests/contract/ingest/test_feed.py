@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -46,16 +46,16 @@ class Harness:
         self.hold.set()
         self.feed = Feed(url + STREAMS, self.handle, settings, clock=self.clock, sleep=self.sleep, tick_s=0.005)
 
-    async def handle(self, frame: bytes, receive_time_us: int, correlation_id: str) -> None:
+    async def handle(self, frames: Sequence[bytes], receive_time_us: int, correlation_id: str) -> None:
         self.handling += 1
         await self.hold.wait()
         self.handling -= 1
         assert receive_time_us == self.clock.now_us()
-        message = json.loads(frame)
-        if message["stream"] == "!serverShutdown":
-            self.feed.rotate()
-            return
-        self.ids.append(message["data"]["t"])
+        for message in map(json.loads, frames):
+            if message["stream"] == "!serverShutdown":
+                self.feed.rotate()
+                continue
+            self.ids.append(message["data"]["t"])
         if correlation_id not in self.correlation_ids:
             self.correlation_ids.append(correlation_id)
 
@@ -222,7 +222,7 @@ def test_a_rotation_that_fails_keeps_the_old_connection(tmp_path: Path) -> None:
 def test_what_the_handler_raises_ends_the_feed(tmp_path: Path, simulator: Start) -> None:
     source = simulator([made_up(tmp_path / "c", trades=2).path])
 
-    async def handle(frame: bytes, receive_time_us: int, correlation_id: str) -> None:
+    async def handle(frames: Sequence[bytes], receive_time_us: int, correlation_id: str) -> None:
         raise ZeroDivisionError
 
     async def test() -> None:
@@ -238,7 +238,7 @@ def test_what_the_handler_raises_ends_the_feed(tmp_path: Path, simulator: Start)
 def test_the_first_connection_has_to_succeed(tmp_path: Path, simulator: Start) -> None:
     source = simulator([made_up(tmp_path / "c", trades=2).path])
 
-    async def handle(frame: bytes, receive_time_us: int, correlation_id: str) -> None:
+    async def handle(frames: Sequence[bytes], receive_time_us: int, correlation_id: str) -> None:
         raise AssertionError
 
     async def test() -> None:

@@ -252,3 +252,59 @@ def test_a_broken_frame_is_the_dead_letter_of_the_stream_it_names() -> None:
     assert dataset_of_frame(book_frame()[:-3]) is QUOTES
     assert dataset_of_frame(trade_frame()[:-3]) is TRADES
     assert dataset_of_frame(b"\xff") is TRADES
+
+
+def told(raw: bytes) -> object:
+    """What `receive` gives, or the sentence that it refuses the frame with."""
+    try:
+        return session().receive(raw, RECEIVED_US)
+    except FeedProtocolError as error:
+        return str(error)
+
+
+def told_all(frames: list[bytes]) -> list[object]:
+    found = session().receive_all(frames, RECEIVED_US)
+    return [str(event) if isinstance(event, FeedProtocolError) else event for event in found]
+
+
+@st.composite
+def near_frames(draw: st.DrawFn) -> bytes:
+    """Frames of trades and book tickers with some fields changed, left out, added, or written twice."""
+    good = draw(st.sampled_from([("btcusdt@trade", TRADE), ("ethbtc@bookTicker", BOOK | {"s": "ETHBTC"})]))
+    fields: list[tuple[str, object]] = list(good[1].items())
+    for _ in range(draw(st.integers(0, 2))):
+        name = draw(st.sampled_from([*TRADE, *BOOK, "x"]))
+        odd = json_values | st.sampled_from(["1", "0", "0.0", "-1", "1e5", "NaN", "trade", "BTCUSDT", "ETHBTC", 10**18])
+        change = draw(st.sampled_from(["set", "add", "drop"]))
+        if change != "add":
+            fields = [field for field in fields if field[0] != name]
+        if change != "drop":
+            fields.insert(draw(st.integers(0, len(fields))), (name, draw(odd)))
+    data = ",".join(f"{json.dumps(name)}:{json.dumps(value)}" for name, value in fields)
+    raw = f'{{"stream":{json.dumps(good[0])},"data":{{{data}}}}}'.encode()
+    cut = draw(st.integers(0, len(raw)) | st.just(0))
+    return raw[:cut] + draw(st.sampled_from([b"", b"", b" ", b"\xff", b"\n", b"}", b"\x00"])) + raw[cut:]
+
+
+@given(st.lists(near_frames() | st.binary(max_size=60), max_size=6))
+def test_frames_together_are_what_they_are_one_by_one(frames: list[bytes]) -> None:
+    assert told_all(frames) == [told(raw) for raw in frames]
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        b'{"x":"\xff",' + trade_frame()[1:],
+        b'{"\xff":1,' + book_frame()[1:],
+        b'{"x":' + b"9" * 5_000 + b"," + trade_frame()[1:],
+        b'{"x":1e999999,' + trade_frame()[1:],
+        b'{"x":"\\ud800",' + trade_frame()[1:],
+        b'{"x":' + b"[" * 900 + b"]" * 900 + b"," + trade_frame()[1:],
+        trade_frame()[:-1] + b',"data":{}}',
+        trade_frame(t=1.0), trade_frame(t=1 << 63), trade_frame(E=-1), trade_frame(m=None), book_frame(b="0", B="0"),
+        book_frame(a="0.000"), frame("btcusdt@trade", BOOK), frame("btcusdt@bookTicker", TRADE), b"", b"[]",
+    ],
+)  # fmt: skip
+def test_a_frame_out_of_the_ordinary_is_the_same_together_with_others(raw: bytes) -> None:
+    around = trade_frame()
+    assert told_all([around, raw, around]) == [told(around), told(raw), told(around)]

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -41,7 +43,7 @@ def test_jitter_takes_off_at_most_a_half(attempt: int, share: float) -> None:
     "url", ["", "localhost:80", "http://x", "wss://", "ws://x:99999", "ws://x:port", "ws://[::1", "ws://x:0"]
 )
 def test_a_url_that_is_none_is_a_settings_error(url: str) -> None:
-    async def handle(frame: bytes, receive_time_us: int, correlation_id: str) -> None:
+    async def handle(frames: Sequence[bytes], receive_time_us: int, correlation_id: str) -> None:
         raise AssertionError
 
     with pytest.raises(SettingsError, match="is not a websocket URL"):
