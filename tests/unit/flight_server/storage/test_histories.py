@@ -35,7 +35,7 @@ class TableWithAPast(RuleBasedStateMachine):
         self.offsets: dict[int, PartitionOffsets] = {}
         #: (time, snapshot) of each time that another snapshot became the current one.
         self.became: list[tuple[int, int]] = []
-        #: Snapshots that a foreign tool expired before K2 had recorded them.
+        #: Snapshots that a foreign tool expired, or whose offsets it took by expiring others, before K2 recorded them.
         self.lost: set[int] = set()
         #: Whether one went that had become the current one again since K2 recorded it: that leaves no trace.
         self.lost_rollback = False
@@ -129,7 +129,9 @@ class TableWithAPast(RuleBasedStateMachine):
         going = self._expiring(data)
         history = HistoryList.from_text(self.past.metadata.properties.get(HISTORY_KEY))
         for snapshot in self.past.metadata.snapshots:
-            if snapshot.snapshot_id in going and not has_number(history.known, snapshot.sequence_number or 0):
+            recorded = has_number(history.known, snapshot.sequence_number or 0)
+            needs = self.from_[snapshot.snapshot_id] if summary_entry(snapshot, SUMMARY_KEY) is None else set()
+            if not recorded and going & (needs | {snapshot.snapshot_id}):
                 self.lost.add(snapshot.snapshot_id)
         log = [(entry.snapshot_id, entry.timestamp_ms) for entry in self.past.metadata.snapshot_log]
         fresh = log[log.index(history.mark) + 1 :] if history.mark in log else log
