@@ -311,8 +311,7 @@ class Demo:
         }
         cursor = parts.server.lake.cursor()
         try:
-            cursor.execute("BEGIN")
-            cut = json.loads(parts.server.lake.cut(cursor) or "null")
+            cut = json.loads(parts.server.lake.begin(cursor).cut or "null")
         finally:
             cursor.close()
         return {

@@ -17,7 +17,7 @@ import pyarrow as pa
 from flight_server.engine.planner import Values
 from flight_server.engine.predicates import Comparison, Operand
 from flight_server.engine.rewrite import TableRef, Tree, rewritten
-from flight_server.engine.seam import Condition, Lake
+from flight_server.engine.seam import Condition, Lake, Seen
 from flight_server.engine.statements import Statement
 
 #: A column as its bounds are compared: SQL that makes an operand's value of it, and the operand's types that are taken.
@@ -61,12 +61,12 @@ class Chosen:
     cut: str | None = None
     ops: frozenset[str] = field(default=frozenset())
 
-    def text(self, statement: Statement, lake: Lake, cursor: duckdb.DuckDBPyConnection) -> str:
-        """The text to be run in the cursor's open transaction."""
+    def text(self, statement: Statement, lake: Lake, cursor: duckdb.DuckDBPyConnection, seen: Seen) -> str:
+        """The text to be run in the cursor's open transaction, which sees this."""
         selects: dict[TableRef, str] = {}
         for index, (ref, (table, schema)) in enumerate(self.tables.items()):
             conditions = self._conditions(f"{index}:{self.tree.text}", ref.asked, schema, cursor)
-            select = lake.select_where(cursor, table, conditions)
+            select = lake.select_where(seen, table, conditions)
             if select is not None:
                 selects[ref] = select
         if not selects:

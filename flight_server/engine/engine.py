@@ -37,7 +37,7 @@ from flight_server.engine.planner import Planner, Values
 from flight_server.engine.results import Key, ReadyResult, Results
 from flight_server.engine.running import RunningStatement, TablesChanged
 from flight_server.engine.scratch import SCRATCH_TABLE, SCRATCH_VIEW, scratch_tables
-from flight_server.engine.seam import Lake, TableInfo
+from flight_server.engine.seam import Lake, Seen, TableInfo
 from flight_server.engine.session_options import CATALOG, MARKET, RESEARCH
 from flight_server.engine.sessions import Caller, Session, Sessions
 from flight_server.engine.sources import Part, Source, Sources, relation_of
@@ -337,7 +337,7 @@ class Engine:
         if not statement.reads_tables:
             return Announced(statement_id, plan.schema, None, statement.is_ordered)
         self._lake.check_ready()
-        place = PoolPlace(self._cursors, self._cut)
+        place = PoolPlace(self._cursors, self._begin)
         try:
             place.pin()
             if plan.source is not None and not plan.source.is_now:
@@ -471,7 +471,7 @@ class Engine:
 
         running = RunningStatement(
             text=statement.text,
-            text_on=None if source is None else lambda cursor: source.text(statement, self._lake, cursor),
+            text_on=self._text_on(statement, source, place),
             is_same=isinstance(source, Chosen),
             runs=runs,
             schema=schema,
@@ -596,7 +596,7 @@ class Engine:
         """
         opens = session.transaction is not None
         home = self.sessions.home_of(session)
-        return HomePlace(home, self._cut, opens=opens, commits=commits, defines=defines, tables=tables)
+        return HomePlace(home, self._begin, opens=opens, commits=commits, defines=defines, tables=tables)
 
     def is_ready(self) -> None:
         """Raises Unavailable or TailGap when the tables cannot be answered exactly now."""
@@ -614,7 +614,7 @@ class Engine:
         if plan.on_home:
             assert plan.session is not None
             return self.home_place(plan.session, tables=tables)
-        place = PoolPlace(self._cursors, self._cut if plan.statement.reads_tables else None)
+        place = PoolPlace(self._cursors, self._begin if plan.statement.reads_tables else None)
         place.tables = tables
         return place
 
@@ -680,11 +680,25 @@ class Engine:
         except duckdb.Error as error:
             raise translated(error) from None
 
-    def _cut(self, cursor: duckdb.DuckDBPyConnection) -> str | None:
-        cut = self._lake.cut(cursor)
+    def _begin(self, cursor: duckdb.DuckDBPyConnection) -> Seen:
+        seen = self._lake.begin(cursor)
         # Asked again: what became inexact before the cut was fixed is seen by it.
         self._lake.check_ready()
-        return cut
+        return seen
+
+    def _text_on(
+        self, statement: Statement, source: Source | Part | Chosen | None, place: Place
+    ) -> Callable[[duckdb.DuckDBPyConnection], str] | None:
+        """What gives the text to be run in place of the statement's, once its transaction is open."""
+        if isinstance(source, Chosen):
+            chosen = source
+            return lambda cursor: (
+                statement.text if place.seen is None else chosen.text(statement, self._lake, cursor, place.seen)
+            )
+        if source is not None:
+            other = source
+            return lambda cursor: other.text(statement, self._lake, cursor)
+        return None
 
     def _timeout_s(self, caller: Caller | None) -> float:
         session = self._session(caller, None)

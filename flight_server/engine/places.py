@@ -7,6 +7,7 @@ both by construction and not by reading SQL.
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -17,6 +18,7 @@ import pyarrow as pa
 
 from common.errors import LimitExceeded, StatementCancelled, StatementError, Unavailable
 from flight_server.engine.cursors import CursorPool
+from flight_server.engine.seam import Seen
 from flight_server.engine.session_options import SessionOptions, search_path
 
 BEGIN = "BEGIN TRANSACTION READ ONLY"
@@ -24,8 +26,8 @@ BEGIN = "BEGIN TRANSACTION READ ONLY"
 _TURN_S_MAX = 30.0
 _TURN_STEP_S = 0.05
 
-#: The text of the cut that the cursor's open transaction sees, fixing it; None when there is none.
-CutOf = Callable[[duckdb.DuckDBPyConnection], str | None]
+#: Opens a read-only transaction on a cursor: what it sees.
+Begin = Callable[[duckdb.DuckDBPyConnection], Seen]
 
 
 class Occupant(Protocol):
@@ -40,6 +42,8 @@ class Place(Protocol):
     """One statement's place; `enter` once, then `leave` once."""
 
     cut: str | None
+    #: What the transaction sees, once entered; None where there is none.
+    seen: Seen | None
 
     def enter(self, statement: Occupant, is_stopped: Callable[[], bool]) -> duckdb.DuckDBPyConnection:
         """A cursor inside a transaction. Raises our errors; then nothing is held."""
@@ -57,22 +61,23 @@ class Place(Protocol):
 class PoolPlace:
     """A cursor of the pool. `pin` fixes the cut early, before the statement is run."""
 
-    def __init__(self, cursors: CursorPool, cut_of: CutOf | None) -> None:
-        """Without `cut_of` the statement reads no tables and needs no transaction."""
+    def __init__(self, cursors: CursorPool, begin: Begin | None) -> None:
+        """Without `begin` the statement reads no tables and needs no transaction."""
         #: What is there under these names while the statement runs.
         self.tables: Mapping[str, pa.Table] = {}
         self.cut: str | None = None
+        self.seen: Seen | None = None
         self._cursors = cursors
-        self._cut_of = cut_of
+        self._begin = begin
         self._pinned: duckdb.DuckDBPyConnection | None = None
 
     def pin(self) -> None:
         """Fix the cut now. Raises what the lake raises; then nothing is held."""
         cursor = self._cursors.take()
         try:
-            if self._cut_of is not None:
-                cursor.execute(BEGIN)
-                self.cut = self._cut_of(cursor)
+            if self._begin is not None:
+                self.seen = self._begin(cursor)
+                self.cut = self.seen.cut
         except BaseException:
             cursor.close()
             raise
@@ -102,7 +107,7 @@ class PoolPlace:
         """Keep only cursors that nothing has happened to."""
         ok = ok and not self.tables
         try:
-            if ok and self._cut_of is not None:
+            if ok and self._begin is not None:
                 cursor.execute("ROLLBACK")
         except duckdb.Error:
             ok = False
@@ -112,9 +117,9 @@ class PoolPlace:
             cursor.close()
 
     def restart(self, cursor: duckdb.DuckDBPyConnection) -> bool:
-        if self._cut_of is not None:
+        if self._begin is not None:
             cursor.execute("ROLLBACK")
-            cursor.execute(BEGIN)
+            self.seen = self._begin(cursor)
         return True
 
 
@@ -124,8 +129,8 @@ class Home:
 
     def __init__(self, cursor: duckdb.DuckDBPyConnection, *, gathered_bytes_max: int) -> None:
         self.in_transaction = False
-        #: The text of the open transaction's cut, None before it is fixed.
-        self.cut: str | None = None
+        #: What the open transaction sees.
+        self.seen: Seen | None = None
         #: Names of the scratch tables and views, lower case; of the last committed or running statement.
         self.scratch: frozenset[str] = frozenset()
         #: Those that are views.
@@ -135,6 +140,11 @@ class Home:
         self._turn = threading.Lock()
         self._occupant: Occupant | None = None
         self._closed = False
+
+    @property
+    def cut(self) -> str | None:
+        """The text of the open transaction's cut."""
+        return None if self.seen is None else self.seen.cut
 
     @property
     def is_busy(self) -> bool:
@@ -179,22 +189,22 @@ class Home:
         finally:
             self.give_back()
 
-    def begin(self, cut_of: CutOf) -> None:
+    def begin(self, begin: Begin) -> None:
         """Open the transaction and fix its cut. The caller has the turn."""
-        self._cursor.execute(BEGIN)
-        self.in_transaction = True
         try:
-            self.cut = cut_of(self._cursor)
+            self.seen = begin(self._cursor)
         except BaseException:
-            self.end(commit=False)
+            with contextlib.suppress(duckdb.TransactionException):  # where it was not even opened
+                self._cursor.execute("ROLLBACK")
             raise
+        self.in_transaction = True
 
     def end(self, *, commit: bool, learn: bool = True) -> None:
         """Close the open transaction, if there is one. The caller has the turn; raises duckdb.Error."""
         if not self.in_transaction:
             return
         self.in_transaction = False
-        self.cut = None
+        self.seen = None
         self._cursor.execute("COMMIT" if commit else "ROLLBACK")
         if learn:
             self.learn_scratch()
@@ -227,7 +237,7 @@ class HomePlace:
     def __init__(
         self,
         home: Home,
-        cut_of: CutOf,
+        begin: Begin,
         *,
         opens: bool,
         commits: bool = False,
@@ -236,9 +246,10 @@ class HomePlace:
     ) -> None:
         """`defines`: the statement may make or drop scratch. `tables` are there under their names while it runs."""
         self.cut: str | None = None
+        self.seen: Seen | None = None
         self._tables = tables or {}
         self._home = home
-        self._cut_of = cut_of
+        self._begin = begin
         self._opens = opens
         self._commits = commits
         self._defines = defines
@@ -249,8 +260,8 @@ class HomePlace:
         try:
             if not self._home.in_transaction:
                 self._own = not self._opens
-                self._home.begin(self._cut_of)
-            self.cut = self._home.cut
+                self._home.begin(self._begin)
+            self.seen, self.cut = self._home.seen, self._home.cut
             for name, table in self._tables.items():
                 cursor.register(name, table)
         except BaseException:

@@ -12,7 +12,7 @@ from common.offsets import PartitionOffsets
 from flight_server.storage.as_of import AsOf
 from flight_server.storage.between_cuts import Choose
 from flight_server.storage.file_index import Condition
-from flight_server.storage.read_view import TableCut
+from flight_server.storage.read_view import Seen, TableCut
 from flight_server.storage.research import ResearchTables
 
 
@@ -31,7 +31,7 @@ class TableInfo(Protocol):
     def arrow_schema(self) -> pa.Schema: ...
 
 
-__all__ = ["AsOf", "Condition", "Lake", "ListedTable", "ResearchTables", "TableCut", "TableInfo"]
+__all__ = ["AsOf", "Condition", "Lake", "ListedTable", "ResearchTables", "Seen", "TableCut", "TableInfo"]
 
 
 @dataclass(frozen=True)
@@ -52,8 +52,9 @@ class Lake(Protocol):
         """A new cursor (duckdb.DuckDBPyConnection) for one thread at a time; the engine closes it."""
         ...
 
-    def cut(self, cursor: Any) -> str | None:
-        """The text form of the cut that the cursor's open transaction sees; fixes the transaction's instant."""
+    def begin(self, cursor: Any) -> Seen:
+        """Open a read-only transaction on the cursor and fix its instant: what it sees. Raises our errors, and then the
+        transaction may be open."""
         ...
 
     def check_ready(self) -> None:
@@ -87,8 +88,8 @@ class Lake(Protocol):
     def listen(self, wake: Callable[[], None]) -> Callable[[], None]:
         """Have `wake` called, on the publisher's thread, after each publication; returns what ends that."""
 
-    def select_where(self, cursor: Any, table: str, conditions: Sequence[Condition]) -> str | None:
-        """The SELECT of all rows of a table that meet the conditions, and of others, in the cursor's open transaction;
+    def select_where(self, seen: Seen, table: str, conditions: Sequence[Condition]) -> str | None:
+        """The SELECT of all rows of a table that meet the conditions, and of others, in a transaction that sees this;
         None when the table itself is as good."""
         ...
 

@@ -29,6 +29,9 @@ RESEARCH = "research"
 _GENERATION_ROW = -1
 
 
+_POSITIONS = f"SELECT number, next_offset FROM {CATALOG}.{TAIL}.positions"
+
+
 class Database:
     """Opens locked down: no file or network access but to the warehouse, no extension, no change of settings."""
 
@@ -81,10 +84,14 @@ class Database:
     # -- reading
 
     @staticmethod
+    def begin(cursor: duckdb.DuckDBPyConnection) -> tuple[int, dict[int, int]]:
+        """Open a read-only transaction on the cursor, and `positions` in it: in one call, which costs half of two."""
+        return _positions(cursor.execute(f"BEGIN TRANSACTION READ ONLY; {_POSITIONS}").fetchall())
+
+    @staticmethod
     def positions(cursor: duckdb.DuckDBPyConnection) -> tuple[int, dict[int, int]]:
         """(generation, next offset by partition number) as the cursor's transaction sees them."""
-        rows = dict(cursor.execute(f"SELECT number, next_offset FROM {CATALOG}.{TAIL}.positions").fetchall())
-        return rows.pop(_GENERATION_ROW), rows
+        return _positions(cursor.execute(_POSITIONS).fetchall())
 
     # -- writing: the publisher only
 
@@ -164,6 +171,11 @@ class Database:
             self._root.execute(_s3_secret(lake.catalog_properties))
         listed = ", ".join(literal(directory) for directory in directories)
         self._root.execute(f"SET allowed_directories = [{listed}]")
+
+
+def _positions(found: list[tuple[int, int]]) -> tuple[int, dict[int, int]]:
+    rows = dict(found)
+    return rows.pop(_GENERATION_ROW), rows
 
 
 def _extension_path(name: str) -> Path:

@@ -30,7 +30,7 @@ from flight_server.storage.database import CATALOG, MARKET, RESEARCH, Database
 from flight_server.storage.file_index import Condition
 from flight_server.storage.histories import Histories
 from flight_server.storage.manifests import ManifestReader
-from flight_server.storage.read_view import Snapshot, TableCut, quoted
+from flight_server.storage.read_view import Seen, Snapshot, TableCut, quoted
 from flight_server.storage.research import ResearchTables
 from flight_server.storage.research_views import ResearchViews
 from flight_server.storage.snapshots import IcebergSnapshots
@@ -116,9 +116,11 @@ class Lake:
         """A new cursor on the database; the caller closes it."""
         return self._database.cursor()
 
-    def cut(self, cursor: Any) -> str | None:
-        """The text form of the cut that the cursor's open transaction sees; fixes the transaction's instant."""
-        return None if self._publisher is None else self._publisher.cut(cursor).to_text()
+    def begin(self, cursor: Any) -> Seen:
+        """Open a read-only transaction on the cursor and fix its instant: what it sees. Raises Unavailable."""
+        if self._publisher is None:
+            raise Unavailable("the server is not running; connect again later")
+        return self._publisher.begin(cursor)
 
     def check_ready(self) -> None:
         """Raises Unavailable or TailGap when `market.*` cannot be answered exactly now."""
@@ -191,9 +193,9 @@ class Lake:
 
         return forget
 
-    def select_where(self, cursor: Any, table: str, conditions: Sequence[Condition]) -> str | None:
+    def select_where(self, seen: Seen, table: str, conditions: Sequence[Condition]) -> str | None:
         """All rows of a table of `market` that meet the conditions, and others; see Publisher.select_where."""
-        return None if self._publisher is None else self._publisher.select_where(cursor, table, conditions)
+        return None if self._publisher is None else self._publisher.select_where(seen.generation, table, conditions)
 
     def parts(self, cursor: Any, table: str, count: int, *, rows_min: int) -> list[str]:
         """A large table in parts, each a SELECT, for the cursor's open transaction; see Publisher.parts."""

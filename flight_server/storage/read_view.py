@@ -107,6 +107,14 @@ class Cut:
             raise K2Error(f"{text[:200]!r} is not a cut; take one from the app_metadata of a result") from None
 
 
+@dataclass(frozen=True)
+class Seen:
+    """What a transaction sees: which publication, and the cut in its text form (None where there is none)."""
+
+    generation: int
+    cut: str | None
+
+
 def check_reach(snapshot: Snapshot, tail: Tail, *, table: str) -> None:
     """Raise TailGap unless the tail reaches back to the snapshot in every partition (rule 6)."""
     for partition, position in tail.position.items():

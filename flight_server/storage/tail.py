@@ -32,6 +32,7 @@ from flight_server.storage.database import Database
 from flight_server.storage.file_index import Condition
 from flight_server.storage.read_view import (
     Cut,
+    Seen,
     Segment,
     Snapshot,
     TableCut,
@@ -116,6 +117,8 @@ class Publisher:
         self._generations: dict[int, dict[str, Snapshot]] = {}
         #: By generation, each table's segments and from which offsets on they have all. Positions move within it.
         self._memory: dict[int, dict[str, Tail]] = {}
+        #: The publication and positions that were asked for last, and what they mean.
+        self._seen_last: tuple[object, Seen] | None = None
         self._segment_numbers = itertools.count()
         self._gap: K2Error | None = Unavailable(
             "the server is starting: the tail has not reached the end of the log yet"
@@ -138,9 +141,20 @@ class Publisher:
         """Why `market.*` cannot be answered exactly now; None when it can."""
         return self._gap
 
+    def begin(self, cursor: Any) -> Seen:
+        """Open a read-only transaction on the cursor: what it sees. Raises SnapshotExpired as `cut`."""
+        generation, positions = self._database.begin(cursor)
+        key = (generation, tuple(positions.items()))
+        known = self._seen_last
+        if known is None or known[0] != key:
+            known = self._seen_last = (key, Seen(generation, self._cut_at(generation, positions).to_text()))
+        return known[1]
+
     def cut(self, cursor: Any) -> Cut:
         """The cut that the cursor's open transaction sees. Raises SnapshotExpired when it is too old to be named."""
-        generation, positions = self._database.positions(cursor)
+        return self._cut_at(*self._database.positions(cursor))
+
+    def _cut_at(self, generation: int, positions: Mapping[int, int]) -> Cut:
         snapshots = self._generations.get(generation)
         if snapshots is None:
             raise SnapshotExpired("this transaction's view is too old to be named as a cut; begin a new transaction")
@@ -206,11 +220,10 @@ class Publisher:
         now = TableCut(snapshot.snapshot_id, cut_offsets(snapshot, position))
         return now, snapshot, memory, self._tables[name].columns
 
-    def select_where(self, cursor: Any, table: str, conditions: Sequence[Condition]) -> str | None:
-        """The SELECT of all rows that meet the conditions, and of others, of the table that the cursor's open
-        transaction sees; None when the table's view is as good. Of files only those that can have such rows are read,
-        and none whose rows are in memory."""
-        generation, _ = self._database.positions(cursor)
+    def select_where(self, generation: int, table: str, conditions: Sequence[Condition]) -> str | None:
+        """The SELECT of all rows that meet the conditions, and of others, of the table that a transaction sees in this
+        publication; None when the table's view is as good. Of files only those that can have such rows are read, and
+        none whose rows are in memory."""
         name = next(name for name, known in self._tables.items() if known.dataset.table == table)
         snapshot = self._generations.get(generation, {}).get(name)
         if snapshot is None or snapshot.index is None:

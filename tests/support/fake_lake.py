@@ -24,7 +24,7 @@ from flight_server.storage.as_of import AsOf, AsOfCut, table_cut
 from flight_server.storage.between_cuts import Choose
 from flight_server.storage.database import Database
 from flight_server.storage.file_index import Condition
-from flight_server.storage.read_view import TableCut
+from flight_server.storage.read_view import Seen, TableCut
 from flight_server.storage.research import ResearchTables
 from flight_server.storage.research_views import ResearchViews
 
@@ -111,8 +111,9 @@ class FakeLake:
     def cursor(self) -> Any:
         return self._database.cursor()
 
-    def cut(self, cursor: Any) -> str | None:
-        return f"generation {self._database.positions(cursor)[0]}"
+    def begin(self, cursor: Any) -> Seen:
+        generation, _ = self._database.begin(cursor)
+        return Seen(generation, f"generation {generation}")
 
     def check_ready(self) -> None:
         if self.gap is not None:
@@ -146,7 +147,7 @@ class FakeLake:
         self._listeners.append(wake)
         return lambda: self._listeners.remove(wake)
 
-    def select_where(self, cursor: Any, table: str, conditions: Sequence[Condition]) -> str | None:
+    def select_where(self, seen: Seen, table: str, conditions: Sequence[Condition]) -> str | None:
         """Its tables are small and in no files."""
         return None
 

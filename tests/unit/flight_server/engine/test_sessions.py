@@ -9,6 +9,7 @@ import pytest
 
 from common.clock import ManualClock
 from common.errors import InvalidStatement, LimitExceeded, PermissionDenied
+from flight_server.engine.seam import Seen
 from flight_server.engine.sessions import Caller, Sessions
 from tests.support.fake_lake import FakeLake
 
@@ -74,6 +75,11 @@ def test_the_bound_holds_and_idle_sessions_make_room(sessions: Sessions, clock: 
     assert sessions.find(caller(1)) is first and sessions.find(caller(2)) is None
 
 
+def begun(cursor: duckdb.DuckDBPyConnection) -> Seen:
+    cursor.execute("BEGIN TRANSACTION READ ONLY")
+    return Seen(1, "cut")
+
+
 def test_an_idle_transaction_is_rolled_back_and_the_session_stays(sessions: Sessions, clock: ManualClock) -> None:
     session = sessions.open(caller(1))
     home = sessions.home_of(session)
@@ -82,7 +88,7 @@ def test_an_idle_transaction_is_rolled_back_and_the_session_stays(sessions: Sess
     home.give_back()
     transaction = sessions.begin(session, from_sql=False)
     cursor = home.take(None, lambda: False)
-    home.begin(lambda cursor: "cut")
+    home.begin(begun)
     cursor.execute("CREATE TEMP TABLE gone AS SELECT 1 AS a")
     home.give_back()
     assert sessions.in_transaction(caller(1), transaction.id) is session

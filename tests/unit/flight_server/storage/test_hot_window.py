@@ -22,7 +22,7 @@ from common.registry import EmbeddedRegistry
 from common.settings import FlightSettings, LakeSettings
 from flight_server.storage.database import Database
 from flight_server.storage.file_index import ADDED_BY, PATH, ROWS, Condition, FileIndex, lower, upper
-from flight_server.storage.read_view import Segment, Snapshot, read_files, rows_beyond
+from flight_server.storage.read_view import Cut, Segment, Snapshot, read_files, rows_beyond
 from flight_server.storage.tail import Publisher
 from tests.support.fake_log import FakeLog
 from tests.support.records import trade
@@ -120,9 +120,9 @@ class World:
             ]
         )
         cursor = self.database.cursor()
-        cursor.execute("BEGIN")
-        cut = self.publisher.cut(cursor).tables[TRADES.table].offsets
-        chosen = self.publisher.select_where(cursor, TRADES.table, conditions)
+        seen = self.publisher.begin(cursor)
+        cut = Cut.from_text(str(seen.cut)).tables[TRADES.table].offsets
+        chosen = self.publisher.select_where(seen.generation, TRADES.table, conditions)
         expected = [row for row in self.records if row[1] < cut.next_offset(self.partition(row[0]))]
         found = cursor.execute(f"SELECT {', '.join(ID)} FROM market.trades").fetchall()
         assert sorted(found) == sorted(expected)
@@ -254,9 +254,10 @@ def committed_world(folder: Path, window_bytes: int) -> World:
 
 def selected(world: World) -> str | None:
     cursor = world.database.cursor()
-    cursor.execute("BEGIN")
     try:
-        return world.publisher.select_where(cursor, TRADES.table, [Condition("trade_id", ((25, None),))])
+        return world.publisher.select_where(
+            world.publisher.begin(cursor).generation, TRADES.table, [Condition("trade_id", ((25, None),))]
+        )
     finally:
         cursor.close()
 
