@@ -4,5 +4,16 @@ from __future__ import annotations
 
 from clients.connection import Connection, ResultStream, connect
 from clients.errors import ClientError, ConnectError, QueryError
+from clients.subscription import Arrival, AsyncSubscription, Subscription
 
-__all__ = ["ClientError", "ConnectError", "Connection", "QueryError", "ResultStream", "connect"]
+__all__ = [
+    "Arrival",
+    "AsyncSubscription",
+    "ClientError",
+    "ConnectError",
+    "Connection",
+    "QueryError",
+    "ResultStream",
+    "Subscription",
+    "connect",
+]

@@ -3,7 +3,8 @@
     with clients.connect("grpc://127.0.0.1:50051") as k2:
         k2.polars("SELECT symbol, count(*) FROM market.trades GROUP BY symbol")
 
-A Connection belongs to one thread at a time. Each statement reads one consistent cut of the tables.
+A Connection belongs to one thread at a time. Each statement reads one consistent cut of the tables, which comes with
+the result (`cut`) and reads the same rows again when it is given back (`at`).
 """
 
 from __future__ import annotations
@@ -19,9 +20,11 @@ from weakref import WeakSet
 
 import polars as pl
 import pyarrow as pa
-from adbc_driver_flightsql import DatabaseOptions, dbapi
+from adbc_driver_flightsql import ConnectionOptions, DatabaseOptions, dbapi
 
+from clients.cuts import Instant, as_of_text, cut_of_partition
 from clients.errors import ClientError, ConnectError, query_error
+from clients.subscription import Access, AsyncSubscription, Subscription
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -30,6 +33,7 @@ SCHEMES = ("grpc", "grpc+tcp", "grpc+tls")
 # One record batch is one gRPC message. K2 slices its batches below 15 MiB; other servers do not all slice, and ADBC's
 # own limit of 16 MiB would refuse theirs. 256 MiB is only a bound: nothing of that size is allocated ahead.
 MESSAGE_BYTES_MAX = 256 * 1024 * 1024
+_AS_OF = f"{ConnectionOptions.OPTION_SESSION_OPTION_PREFIX.value}k2.as_of"
 _TIMEOUTS = (DatabaseOptions.TIMEOUT_QUERY, DatabaseOptions.TIMEOUT_FETCH, DatabaseOptions.TIMEOUT_UPDATE)
 
 Parameters = Sequence[object]
@@ -59,6 +63,7 @@ def connect(
         _knock(uri, host, port, connect_timeout_s)
     database_options: dict[str, str] = {
         DatabaseOptions.WITH_MAX_MSG_SIZE.value: str(MESSAGE_BYTES_MAX),
+        DatabaseOptions.WITH_COOKIE_MIDDLEWARE.value: "true",
         **{timeout.value: str(connect_timeout_s) for timeout in _TIMEOUTS},
         **{f"{DatabaseOptions.RPC_CALL_HEADER_PREFIX.value}{name}": value for name, value in (headers or {}).items()},
     }
@@ -73,7 +78,8 @@ def connect(
     raw: dbapi.Connection | None = None
     try:
         raw = dbapi.connect(uri, db_kwargs={**database_options, **(options or {})}, autocommit=True)
-        connection = Connection(raw, uri)
+        access = Access(uri, username, password, token, ca_file, headers or {})
+        connection = Connection(raw, uri, access)
         connection.arrow("SELECT 1")
         raw.adbc_connection.set_options(
             **{timeout.value: "0" for timeout in _TIMEOUTS if timeout.value not in (options or {})}
@@ -88,26 +94,30 @@ def connect(
 class Connection:
     """Runs statements on one Flight SQL session. Close it, or use it as a context manager."""
 
-    def __init__(self, raw: dbapi.Connection, uri: str) -> None:
+    def __init__(self, raw: dbapi.Connection, uri: str, access: Access | None = None) -> None:
         self._raw = raw
+        self._access = access or Access(uri)
         self._streams: WeakSet[ResultStream] = WeakSet()
         self._closed = False
         self.uri = uri
+        self.cut: str | None = None
+        """The cut of the latest result: the one instant that it is of. None where it read no tables."""
 
-    def arrow(self, sql: str, parameters: Parameters | None = None) -> pa.Table:
+    def arrow(self, sql: str, parameters: Parameters | None = None, *, at: Instant | None = None) -> pa.Table:
         """The whole result as a pyarrow Table, in the types that the server sent. Raises QueryError.
 
-        `parameters` fill the `?` of the statement in order.
+        `parameters` fill the `?` of the statement in order. `at` reads the tables of `market` as they were: at the cut
+        of an earlier result, in a snapshot, or at a time.
         """
-        with self.stream(sql, parameters) as stream:
+        with self.stream(sql, parameters, at=at) as stream:
             return stream.read_all()
 
-    def polars(self, sql: str, parameters: Parameters | None = None) -> pl.DataFrame:
+    def polars(self, sql: str, parameters: Parameters | None = None, *, at: Instant | None = None) -> pl.DataFrame:
         """The whole result as a polars DataFrame; decimals stay exact. Raises QueryError."""
-        frame = pl.from_arrow(self.arrow(sql, parameters))
+        frame = pl.from_arrow(self.arrow(sql, parameters, at=at))
         return frame if isinstance(frame, pl.DataFrame) else frame.to_frame()
 
-    def pandas(self, sql: str, parameters: Parameters | None = None) -> pd.DataFrame:
+    def pandas(self, sql: str, parameters: Parameters | None = None, *, at: Instant | None = None) -> pd.DataFrame:
         """The whole result as a pandas DataFrame with Arrow-backed dtypes, so that decimals and nulls stay exact.
 
         Raises QueryError, and ClientError where pandas is not installed.
@@ -116,9 +126,9 @@ class Connection:
             import pandas
         except ImportError:
             raise ClientError("pandas is not installed; install it with: pip install 'k2[pandas]'") from None
-        return self.arrow(sql, parameters).to_pandas(types_mapper=pandas.ArrowDtype)
+        return self.arrow(sql, parameters, at=at).to_pandas(types_mapper=pandas.ArrowDtype)
 
-    def stream(self, sql: str, parameters: Parameters | None = None) -> ResultStream:
+    def stream(self, sql: str, parameters: Parameters | None = None, *, at: Instant | None = None) -> ResultStream:
         """The result batch by batch, as the server produces it; memory does not grow with its size. Raises QueryError.
 
         The server keeps the view of its tables until the stream has been read to its end or closed; use one that may be
@@ -130,16 +140,60 @@ class Connection:
             cursor = self._raw.cursor()
         except dbapi.Error as error:
             raise query_error(error) from None
+        opened = [cursor]
         try:
-            cursor.execute(sql, parameters)
-            stream = ResultStream(cursor, cursor.fetch_record_batch())
+            partitions, schema = self._announced(cursor, sql, parameters, at)
+            opened += [self._raw.cursor() for _ in partitions[1:]]
+            for part, partition in zip(opened, partitions, strict=False):
+                part.adbc_read_partition(partition)
+            readers = [part.fetch_record_batch() for part, _ in zip(opened, partitions, strict=False)]
+            stream = ResultStream(opened, readers, schema, cut_of_partition(partitions[0]))
         except BaseException as error:
-            _let_go(cursor)
+            for part in opened:
+                _let_go(part)
             if isinstance(error, dbapi.Error | pa.ArrowException | OSError):
                 raise query_error(error) from None
             raise
+        self.cut = stream.cut
         self._streams.add(stream)
         return stream
+
+    def _announced(
+        self, cursor: dbapi.Cursor, sql: str, parameters: Parameters | None, at: Instant | None
+    ) -> tuple[list[bytes], pa.Schema]:
+        """The parts of the result, not read yet: their instant is fixed when this returns."""
+        if at is None:
+            return cursor.adbc_execute_partitions(sql, parameters)
+        before = self._raw.adbc_connection.get_option(_AS_OF)
+        self._read_at(as_of_text(at))
+        try:
+            return cursor.adbc_execute_partitions(sql, parameters)
+        finally:
+            self._read_at(before)
+
+    def _read_at(self, instant: str) -> None:
+        """By SQL, for what the driver says of an option that was not taken leaves out the server's reason."""
+        quoted = instant.replace("'", "''")
+        with self._raw.cursor() as cursor:
+            cursor.execute(f"SET \"k2.as_of\" = '{quoted}'")
+
+    def subscribe(
+        self, sql: str, from_: str | None = None, *, resume_s_max: float = 60.0, with_empty: bool = False
+    ) -> Subscription:
+        """The rows of `sql` and then each one that arrives, once, without an end; on a connection of its own.
+
+        `sql` is a SELECT of columns, filters and functions of one row over one table of `market`. `from_` is the cut to
+        go on from, "now" for nothing of what is there already, None for all of it. A connection that was lost is had
+        back, and gone on with from the last cut; `resume_s_max` bounds each time how long that may take. `with_empty`
+        gives also the batches without rows that tell how far it is. Raises QueryError.
+        """
+        return Subscription(self._access, sql, from_, resume_s_max=resume_s_max, with_empty=with_empty)
+
+    def asubscribe(
+        self, sql: str, from_: str | None = None, *, resume_s_max: float = 60.0, with_empty: bool = False
+    ) -> AsyncSubscription:
+        """As `subscribe`, for `async for`. Errors come when it is entered, or with the first row."""
+        return AsyncSubscription(self._access, sql, from_, resume_s_max=resume_s_max, with_empty=with_empty)
 
     def close(self) -> None:
         """End the session on the server, and every stream that is still open. May be called again."""
@@ -158,25 +212,34 @@ class Connection:
 
 
 class ResultStream:
-    """One result: its `schema` and, when iterated, its batches, once. Raises QueryError where the server fails."""
+    """One result: its `schema` and, when iterated, its batches, once. Raises QueryError where the server fails.
 
-    def __init__(self, cursor: dbapi.Cursor, reader: pa.RecordBatchReader) -> None:
-        self._cursor = cursor
-        self._reader = reader
-        self._at_end = False
-        self.schema: pa.Schema = reader.schema
+    `cut` is the instant that it is of, as text: give it back as `at`, or to `subscribe`. None where no table was read.
+    """
+
+    def __init__(
+        self,
+        cursors: Sequence[dbapi.Cursor],
+        readers: Sequence[pa.RecordBatchReader],
+        schema: pa.Schema,
+        cut: str | None,
+    ) -> None:
+        self._cursors = cursors
+        self._readers = list(readers)
+        self.schema: pa.Schema = readers[0].schema if readers else schema
+        self.cut = cut
 
     def __iter__(self) -> Iterator[pa.RecordBatch]:
-        while not self._at_end:
+        while self._readers:
             try:
-                batch = self._reader.read_next_batch()
+                batch = self._readers[0].read_next_batch()
             except StopIteration:
-                self._at_end = True
-                self.close()
-                return
+                del self._readers[0]
+                continue
             except (dbapi.Error, pa.ArrowException, OSError) as error:
                 raise query_error(error) from None
             yield batch
+        self.close()
 
     def read_all(self) -> pa.Table:
         """What has not been iterated yet, as one Table. Raises QueryError."""
@@ -184,7 +247,8 @@ class ResultStream:
 
     def close(self) -> None:
         """Let the statement go, finished or not; the server stops working on it. May be called again."""
-        _let_go(self._cursor)
+        for cursor in self._cursors:
+            _let_go(cursor)
 
     def __enter__(self) -> Self:
         return self

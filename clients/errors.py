@@ -34,11 +34,14 @@ _CODES = {
 }
 _GRPC_CODES = {"".join(part.title() for part in code.split("_")): code for code in _CODES.values()}
 _GRPC_CODES |= {"ResourceExhausted": "RESOURCE_EXHAUSTED", "Aborted": "ABORTED", "OutOfRange": "OUT_OF_RANGE"}
+_GRPC_CODES |= {"Canceled": "CANCELLED"}
 _RETRYABLE = frozenset({"UNAVAILABLE", "DEADLINE_EXCEEDED", "ABORTED", "RESOURCE_EXHAUSTED"})
 
 # `INVALID_ARGUMENT: [FlightSQL] the server's text. Detail: ... (InvalidArgument; ExecuteQuery). Vendor code: 3`
 _PREFIX = re.compile(rf"^(?:(?P<word>{'|'.join(_CODES)}): )?(?:\[[A-Za-z ]+\] )?")
 _VENDOR = re.compile(r"\. Vendor code: -?\d+\s*$")
+# What a part of a result fails with: `[FlightSQL] rpc error: code = Unavailable desc = the server's text. Detail: ...`
+_RPC = re.compile(r"^rpc error: code = (?P<code>[A-Za-z]+) desc = ")
 _CALL = re.compile(r"\((?P<code>[A-Z][A-Za-z]+); [^()]*(?:\([^()]*\)[^()]*)*\)\s*$")
 _DETAIL = re.compile(r"\. Detail: (?:Python exception: .*|[A-Za-z]+)\s*$", re.DOTALL)
 
@@ -79,6 +82,9 @@ def server_message(text: str, details: Iterable[tuple[object, object]] = ()) -> 
     if call := _CALL.search(body):
         code = _GRPC_CODES.get(call.group("code"), code)
         body = body[: call.start()]
+    elif rpc := _RPC.match(body):
+        code = _GRPC_CODES.get(rpc.group("code"), code)
+        body = body[rpc.end() :]
     trailers = {_text(key): _text(value) for key, value in details}
     message = trailers.get("x-arrow-status-message-bin") or _DETAIL.sub("", body)
     return code, message.strip() or "the server gave no reason"

@@ -8,8 +8,10 @@ import adbc_driver_flightsql.dbapi as dbapi
 import pyarrow as pa
 import pytest
 from pyarrow import flight
-from test_flight_as_of import COUNT, Live, cut_of
+from test_flight_as_of import cut_of
 from test_flight_sessions import Client
+
+from tests.support.live import COUNT, Live
 
 
 @pytest.fixture(scope="module")

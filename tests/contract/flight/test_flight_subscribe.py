@@ -12,12 +12,13 @@ import adbc_driver_flightsql.dbapi as dbapi
 import pyarrow as pa
 import pytest
 from pyarrow import flight
-from test_flight_as_of import COUNT, Live, cut_of
+from test_flight_as_of import cut_of
 from test_flight_sessions import Client
 
 from flight_server.protocol import Flight_pb2 as messages
 from tests.support import jdbc
 from tests.support.kafka import eventually
+from tests.support.live import COUNT, Live
 
 IDS = "SELECT trade_id FROM market.trades"
 #: 2 KB a row: what gRPC holds for a reader that does not read is soon full.
