@@ -30,6 +30,10 @@ test *ARGS:
 integration *ARGS:
     uv run pytest tests/integration {{ ARGS }}
 
+# thousands of seeded schedules of everything that may happen, each answer checked: `just simulate --schedules 10000`
+simulate *ARGS:
+    uv run python -m tests.simulation {{ ARGS }}
+
 bench *ARGS:
     uv run python -m tests.performance {{ ARGS }}
 

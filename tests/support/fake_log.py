@@ -129,7 +129,10 @@ class FakeReader:
         return PartitionOffsets(self._next)
 
     def at_end(self) -> bool:
-        return all(self._next[partition] >= self._fetched(partition).end for partition in self._next)
+        try:
+            return all(self._next[partition] >= self._fetched(partition).end for partition in self._next)
+        except BrokerError:
+            return False
 
     def close(self) -> None:
         self.closed = True
@@ -154,6 +157,8 @@ class FakeReader:
         info = self._log._topics.get(self._names[partition.topic_id])
         if info is None:
             raise BrokerError(f"there is no topic {self._names[partition.topic_id]}")
+        if partition.partition >= info.partitions:
+            raise BrokerError(f"the topic {info.topic} has no partition {partition.partition}")
         return self._log._partitions[KafkaPartition(self._log.cluster_id, info.topic_id, partition.partition)]
 
     def _check_up(self) -> None:

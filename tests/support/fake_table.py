@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import Enum
 
 import pyarrow as pa
 
-from common.errors import CatalogError, CommitConflict, CommitStateUnknown
+from common.errors import CatalogError, CommitConflict, CommitStateUnknown, K2Error
 from common.offsets import PartitionOffsets
 
 
@@ -29,34 +29,126 @@ class FakeSnapshot:
     offsets: PartitionOffsets | None
     commit_id: str | None
     files: tuple[int, ...]
+    parent_id: int | None = None
+    #: Iceberg's word for what it did to the rows: append, replace (the layout alone) or overwrite (anything).
+    operation: str = "append"
 
 
 class FakeStore:
-    """The catalog and the warehouse: what outlives every writer."""
+    """The catalog and the warehouse: what outlives every writer.
+
+    `snapshots` are those that are kept, as they were made; one of them is the current one. Each change of any kind
+    makes another version, and a commit lands only on the version that its writer saw, as the catalog's compare-and-swap
+    of the metadata location has it.
+    """
 
     def __init__(self) -> None:
         self.snapshots: list[FakeSnapshot] = []
         self.files: dict[int, pa.Table] = {}
         self.faults: deque[Fault] = deque()
+        self.version = 0
+        self._current_id: int | None = None
         self._late: list[Callable[[], None]] = []
         self._files_written = 0
+        self._snapshots_made = 0
+        #: What each snapshot has taken in, whether it says so or not.
+        self._holds: dict[int, PartitionOffsets] = {}
+        #: File -> the snapshot that added it; of every file that ever was part of one.
+        self.added_by: dict[int, int] = {}
+
+    @property
+    def current(self) -> FakeSnapshot | None:
+        return next((snapshot for snapshot in self.snapshots if snapshot.snapshot_id == self._current_id), None)
+
+    def ancestors(self) -> Iterator[FakeSnapshot]:
+        """The current snapshot and those before it, as far as they are kept."""
+        kept = {snapshot.snapshot_id: snapshot for snapshot in self.snapshots}
+        snapshot = self.current
+        while snapshot is not None:
+            yield snapshot
+            snapshot = None if snapshot.parent_id is None else kept.get(snapshot.parent_id)
 
     @property
     def offsets(self) -> PartitionOffsets:
-        """The newest snapshot's next offsets, or its nearest ancestor's that has them."""
-        known = (snapshot.offsets for snapshot in reversed(self.snapshots) if snapshot.offsets is not None)
-        return next(known, PartitionOffsets())
+        """The current snapshot's next offsets, or its nearest ancestor's that has them. K2Error when nobody knows."""
+        oldest = None
+        for snapshot in self.ancestors():
+            if snapshot.offsets is not None:
+                return snapshot.offsets
+            oldest = snapshot
+        if oldest is not None and oldest.parent_id is not None:
+            raise K2Error("no snapshot that is kept says which offsets it holds")
+        return PartitionOffsets()
 
     def rows(self) -> list[dict[str, object]]:
-        """All rows of the newest snapshot. A file that a snapshot needs and that is gone is a KeyError."""
-        if not self.snapshots:
-            return []
-        return [row for number in self.snapshots[-1].files for row in self.files[number].to_pylist()]
+        """All rows of the current snapshot. A file that a snapshot needs and that is gone is a KeyError."""
+        files = () if self.current is None else self.current.files
+        return [row for number in files for row in self.files[number].to_pylist()]
+
+    def add(
+        self,
+        files: Sequence[int],
+        offsets: PartitionOffsets | None,
+        commit_id: str | None = None,
+        operation: str = "append",
+    ) -> FakeSnapshot:
+        """A snapshot of these files on the current one. Without offsets of its own it holds what that one does."""
+        self._snapshots_made += 1
+        made = FakeSnapshot(self._snapshots_made, offsets, commit_id, tuple(files), self._current_id, operation)
+        holds = self._holds.get(self._current_id, PartitionOffsets()) if self._current_id else PartitionOffsets()
+        self._holds[made.snapshot_id] = holds if offsets is None else offsets
+        self.added_by = dict.fromkeys(files, made.snapshot_id) | self.added_by
+        self.snapshots.append(made)
+        self._current_id = made.snapshot_id
+        self.version += 1
+        return made
+
+    def put(self, rows: pa.Table) -> int:
+        """A new data file; nothing refers to it yet."""
+        self._files_written += 1
+        self.files[self._files_written] = rows
+        return self._files_written
 
     def maintain(self) -> None:
-        """A snapshot of someone else's that touches neither rows nor offsets."""
-        files = self.snapshots[-1].files if self.snapshots else ()
-        self.snapshots.append(FakeSnapshot(len(self.snapshots) + 1, None, None, files))
+        """A snapshot of someone else's that touches neither rows nor offsets, and has no entry of them."""
+        self.add(self.current.files if self.current else (), None, operation="replace")
+
+    def compact(self, numbers: Sequence[int], *, carried: bool, operation: str = "replace") -> None:
+        """These files of the current snapshot become one; `carried`: with the entry of the offsets, as K2 does it."""
+        assert self.current is not None
+        made = self.put(pa.concat_tables([self.files[number] for number in numbers]))
+        files = [number for number in self.current.files if number not in numbers]
+        self.add((*files, made), self.offsets if carried else None, operation=operation)
+
+    def roll_back(self, snapshot_id: int) -> None:
+        """Make a snapshot that is kept the current one again."""
+        assert any(snapshot.snapshot_id == snapshot_id for snapshot in self.snapshots)
+        self._current_id = snapshot_id
+        self.version += 1
+
+    def expire(self, kept_min: int, *, foreign: bool = False) -> set[int]:
+        """Let go of all but the newest snapshots, and delete the files that only they had; returns those.
+
+        K2's own way keeps the nearest snapshot that has the offsets; a foreign tool does not.
+        """
+        keep = {snapshot.snapshot_id for snapshot in self.snapshots[-kept_min:]} | {self._current_id}
+        if not foreign:
+            for snapshot in self.ancestors():
+                keep.add(snapshot.snapshot_id)
+                if snapshot.offsets is not None:
+                    break
+        self.snapshots = [snapshot for snapshot in self.snapshots if snapshot.snapshot_id in keep]
+        needed = {number for snapshot in self.snapshots for number in snapshot.files}
+        gone = self.added_by.keys() & self.files.keys() - needed
+        for number in gone:
+            del self.files[number]
+        self.version += 1
+        return gone
+
+    def say_offsets(self) -> None:
+        """What an operator does who knows them: a snapshot that says what the current one holds."""
+        if self._current_id is not None and self.current is not None:
+            self.add(self.current.files, self._holds[self._current_id])
 
     def deliver_late(self) -> None:
         """Requests that were held up arrive now, and are judged now."""
@@ -69,12 +161,11 @@ class FakeTable:
 
     def __init__(self, store: FakeStore) -> None:
         self._store = store
-        self._view: int | None = None
         self._reload()
 
     @property
     def snapshot_id(self) -> int | None:
-        return self._view
+        return self._snapshot_id
 
     def committed_offsets(self) -> PartitionOffsets:
         if self._store.faults and self._store.faults[0] is Fault.CATALOG_DOWN:
@@ -84,45 +175,44 @@ class FakeTable:
         return self._store.offsets
 
     def write(self, rows: pa.Table) -> int:
-        self._store._files_written += 1
-        number = self._store._files_written
-        self._store.files[number] = rows
-        return number
+        return self._store.put(rows)
 
     def commit(self, files: int, base: PartitionOffsets, to: PartitionOffsets, commit_id: str) -> int:
-        store, view = self._store, self._view
+        store, version = self._store, self._version
         fault = store.faults.popleft() if store.faults and store.faults[0] is not Fault.CATALOG_DOWN else None
         if fault is Fault.CONFLICT:
             store.maintain()
         if fault is Fault.LOST_BEFORE:
             raise CommitStateUnknown("the request was lost")
         if fault is Fault.LATE:
-            store._late.append(lambda: self._land(view, files, base, to, commit_id))
+            store._late.append(lambda: self._land(version, files, base, to, commit_id))
             raise CommitStateUnknown("no answer yet")
-        if not self._land(view, files, base, to, commit_id):
+        if not self._land(version, files, base, to, commit_id):
             raise CommitConflict("another writer was first")
         if fault is Fault.LOST_AFTER:
             raise CommitStateUnknown("the answer was lost")
         self._reload()
-        assert self._view is not None
-        return self._view
+        assert self._snapshot_id is not None
+        return self._snapshot_id
 
     def landed(self, commit_id: str) -> bool:
         self._reload()
-        return any(snapshot.commit_id == commit_id for snapshot in self._store.snapshots)
+        return any(snapshot.commit_id == commit_id for snapshot in self._store.ancestors())
 
     def discard(self, files: int) -> None:
         self._store.files.pop(files, None)
 
     def _reload(self) -> None:
-        self._view = self._store.snapshots[-1].snapshot_id if self._store.snapshots else None
+        self._version = self._store.version
+        self._snapshot_id = None if self._store.current is None else self._store.current.snapshot_id
 
-    def _land(self, view: int | None, files: int, base: PartitionOffsets, to: PartitionOffsets, commit_id: str) -> bool:
+    def _land(self, version: int, files: int, base: PartitionOffsets, to: PartitionOffsets, commit_id: str) -> bool:
         store = self._store
-        newest = store.snapshots[-1].snapshot_id if store.snapshots else None
-        stands = store.offsets
-        if newest != view or any(stands.next_offset(p) != base.next_offset(p) for p in to):
+        if store.version != version:
             return False
-        before = store.snapshots[-1].files if store.snapshots else ()
-        store.snapshots.append(FakeSnapshot(len(store.snapshots) + 1, stands.advanced(to), commit_id, (*before, files)))
+        stands = store.offsets
+        if any(stands.next_offset(p) != base.next_offset(p) for p in to):
+            return False
+        before = () if store.current is None else store.current.files
+        store.add((*before, files), stands.advanced(to), commit_id)
         return True
