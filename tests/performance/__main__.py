@@ -26,6 +26,7 @@ from tests.performance import (
     bench_decode,
     bench_flight,
     bench_ingest,
+    bench_live,
     bench_load,
     bench_peers,
     bench_sink,
@@ -38,6 +39,7 @@ BENCHES: dict[str, Callable[[float], list[Figure]]] = {
     "sink": bench_sink.run,
     "flight": bench_flight.run,
     "cancel": bench_cancel.run,
+    "live": bench_live.run,
     "load": bench_load.run,
     "peers": bench_peers.run,
 }

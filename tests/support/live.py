@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import threading
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +68,28 @@ class Live:
                 self._producer.poll(0)
         self._producer.flush()
         self._next_id += count
+
+    def grow_at(self, count: int, rows_s: int) -> None:
+        """More trades, at a steady pace; returns once the broker has them."""
+        values = [ENCODER.encode(trade(trade_id)) for trade_id in range(self._next_id, self._next_id + count)]
+        step = max(1, rows_s // 200)
+        began_s = time.monotonic()
+        for start in range(0, count, step):
+            time.sleep(max(0.0, began_s + start / rows_s - time.monotonic()))
+            for index in range(start, min(start + step, count)):
+                self._producer.produce(TOPIC, values[index], partition=index % 4)
+            self._producer.poll(0)
+        self._producer.flush()
+        self._next_id += count
+
+    @property
+    def rows_published(self) -> int:
+        """How many rows queries have seen arrive."""
+        return self._lake.stats().rows_published
+
+    def listen(self, wake: Callable[[], None]) -> Callable[[], None]:
+        """Have `wake` called after each publication; returns what ends that."""
+        return self._lake.listen(wake)
 
     def settle(self) -> None:
         """Return once the sink has committed all and the server has taken the snapshot up."""
