@@ -56,12 +56,16 @@ class TableRef:
 
 @dataclass(frozen=True)
 class Argument:
-    """One argument of a table function as it stands in the text; `parameter` where it is one, by name or number."""
+    """One argument of a table function as it stands in the text; `parameter` where it is one, by name or number.
+
+    `has_subquery` when it would read something.
+    """
 
     text: str
     name: str | None = None
     parameter: str | None = None
     has_parameter: bool = False
+    has_subquery: bool = False
 
 
 @dataclass(frozen=True)
@@ -351,12 +355,13 @@ class _Reader:
 
 
 def _argument(text: str, child: Json) -> Argument:
-    has_parameter = '"VALUE_PARAMETER"' in json.dumps(child)
+    said = json.dumps(child)
     return Argument(
         _NAMED.sub("", text) if child.get("alias") else text,
         child.get("alias"),
         child.get("identifier") if child.get("type") == "VALUE_PARAMETER" else None,
-        has_parameter,
+        '"VALUE_PARAMETER"' in said,
+        '"SUBQUERY"' in said,
     )
 
 

@@ -257,7 +257,7 @@ class Sources:
                 if (table.schema, table.name) == (MARKET, parts[-1]):
                     return f"{MARKET}.{table.name}"
         tables = ", ".join(f"{MARKET}.{table.name}" for table in self._lake.tables() if table.schema == MARKET)
-        raise TableNotFound(f"{CHANGES} knows no table {named[:100]!r}; there are {tables}")
+        raise TableNotFound(f"{MARKET} has no table {named[:100]!r}; there are {tables}")
 
     def parted(
         self, statement: Statement, cut: str | None, cursor: duckdb.DuckDBPyConnection, parser: Parser, *, count: int
@@ -282,7 +282,7 @@ class Sources:
 
         Raises InvalidStatement, saying what is not so, for any other.
         """
-        words = statement.words & (_NOT_BY_ROW | VARYING_WORDS | {"at"})
+        words = statement.words & (_NOT_BY_ROW | VARYING_WORDS | {"at", "k2_cut"})
         if words:
             first = min(words, key=statement.query.lower().find)
             raise InvalidStatement(f"{first.upper()} cannot be answered row by row as rows arrive; {_BY_ROW}")

@@ -39,6 +39,9 @@ from flight_server.storage.read_view import Cut, TableCut
 _GONE_STEP_S = 0.5
 #: How long one waits that got no place among the statements.
 _BUSY_S = 0.1
+#: After rows came, one that is up to date rests for so many times as long as reading them took: many subscribers, or a
+#: machine that has other work, make each one's batches larger and not the work. And at most for so long.
+_REST, _REST_S_MAX = 4, 0.1
 #: A stretch may span this many times the rows of a batch where few of them match.
 _SPARSE = 16
 #: How often a stretch is read again when files of its snapshot went away under it.
@@ -205,11 +208,14 @@ class Subscription:
         try:
             while True:
                 self._check()
-                batch = self.advance() if self._is_due() else None
                 now_s = self._clock.monotonic_s()
+                batch = self.advance() if self._is_due() else None
+                took_s = self._clock.monotonic_s() - now_s
+                now_s += took_s
                 alive_s = began_s + self._settings.subscription_keep_alive_s - now_s
                 if batch is not None and batch.num_rows:
-                    self._due_s = now_s + self._settings.subscription_interval_ms_min / 1000
+                    rest_s = max(self._settings.subscription_interval_ms_min / 1000, _REST * took_s)
+                    self._due_s = now_s + min(rest_s, _REST_S_MAX)
                     return self._given(batch, now_s)
                 if alive_s <= 0:
                     return self._given(empty_batch(self.schema), now_s)

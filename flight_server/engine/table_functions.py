@@ -45,6 +45,8 @@ def text_of(
             raise InvalidStatement(
                 f"a parameter of {ref.name} is to stand by itself, and not inside of {argument.text[:60]!r}"
             )
+        if argument.has_subquery:
+            raise InvalidStatement(f"{ref.name} takes constants, and no subquery; write the cut into the statement")
         varying = {token.name for token in tokens_of(argument.text)} & VARYING_WORDS
         if varying:
             raise Unsupported(f"{ref.name} takes cuts that stay the same, and not {min(map(str, varying))}; write one")

@@ -148,7 +148,7 @@ def _read(raw: RawFlight, command: bytes) -> Outcome:
 
 
 @pytest.mark.parametrize(
-    "attack", [attack for name in ("files", "engine", "market") for attack in attacks(name)], ids=identified
+    "attack", [attack for name in ("files", "engine", "market", "live") for attack in attacks(name)], ids=identified
 )
 def test_attacks_are_refused(target: Target, attack: Attack) -> None:
     text = target.filled(attack.text)

@@ -122,8 +122,8 @@ def test_as_of_is_where_it_ends_when_nothing_else_is_said(live: Live, client: Cl
     ("arguments", "error", "says"),
     [
         ("", pa.ArrowInvalid, "needs a table"),
-        ("'market.nothing'", pa.ArrowKeyError, "knows no table 'market.nothing'"),
-        ("'research.trades'", pa.ArrowKeyError, "knows no table 'research.trades'"),
+        ("'market.nothing'", pa.ArrowKeyError, "has no table 'market.nothing'"),
+        ("'research.trades'", pa.ArrowKeyError, "has no table 'research.trades'"),
         ("'market.trades', 'yesterday'", pa.ArrowInvalid, "no instant of the past"),
         ("'market.trades', '{}'", pa.ArrowKeyError, "says nothing about market.trades"),
         ("'market.trades', trade_id", pa.ArrowInvalid, "no constant"),
