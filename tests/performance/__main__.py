@@ -29,6 +29,7 @@ from tests.performance import (
     bench_live,
     bench_load,
     bench_peers,
+    bench_read_view,
     bench_sink,
 )
 from tests.performance.figures import Figure
@@ -42,11 +43,12 @@ BENCHES: dict[str, Callable[[float], list[Figure]]] = {
     "live": bench_live.run,
     "load": bench_load.run,
     "peers": bench_peers.run,
+    "read_view": bench_read_view.run,
 }
 
 
 #: These need package registries or minutes: they run when they are named.
-_ON_REQUEST = frozenset({"peers"})
+_ON_REQUEST = frozenset({"peers", "read_view"})
 
 
 @dataclass(frozen=True)
@@ -63,7 +65,7 @@ class Machine:
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="just bench", description=__doc__)
-    parser.add_argument("names", nargs="*", choices=[*BENCHES, []], help="which; without, all but peers")
+    parser.add_argument("names", nargs="*", choices=[*BENCHES, []], help="which; without, all but peers and read_view")
     parser.add_argument("--scale", type=float, default=1.0)
     parser.add_argument("--output", type=Path, default=Path("bench-results/latest.json"))
     arguments = parser.parse_args()

@@ -33,7 +33,7 @@ _POINT = (
 def run(scale: float) -> list[Figure]:
     count = int(_ROWS * scale)
     with tempfile.TemporaryDirectory(prefix="k2-bench-") as folder:
-        files = _fill(Path(folder), count)
+        files = fill(Path(folder), count)
         with K2Server(Path(folder)) as server:
             return _measure(server, files, count)
 
@@ -118,7 +118,7 @@ def _same(table: pa.Table, count: int) -> None:
     assert table.num_rows == count
 
 
-def _fill(folder: Path, count: int) -> list[str]:
+def fill(folder: Path, count: int) -> list[str]:
     """A table of `count` trades in commits of a million rows; its data files."""
     lake = LakeSettings.load(data_dir=folder)
     lake.prepare()
