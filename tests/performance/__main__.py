@@ -25,6 +25,7 @@ from tests.performance import (
     bench_cancel,
     bench_decode,
     bench_flight,
+    bench_freshness,
     bench_ingest,
     bench_live,
     bench_load,
@@ -37,6 +38,7 @@ from tests.performance.figures import Figure
 BENCHES: dict[str, Callable[[float], list[Figure]]] = {
     "decode": bench_decode.run,
     "ingest": bench_ingest.run,
+    "freshness": bench_freshness.run,
     "sink": bench_sink.run,
     "flight": bench_flight.run,
     "cancel": bench_cancel.run,
