@@ -62,6 +62,26 @@ class ConsumerBatch:
         return len(self.offsets)
 
 
+def joined(batches: Sequence[ConsumerBatch]) -> list[ConsumerBatch]:
+    """The batches with those of the same topic put together, in their order."""
+    by_topic: dict[str, list[ConsumerBatch]] = {}
+    for batch in batches:
+        by_topic.setdefault(batch.topic_id, []).append(batch)
+    return [
+        of_topic[0]
+        if len(of_topic) == 1
+        else ConsumerBatch(
+            of_topic[0].topic,
+            of_topic[0].cluster_id,
+            of_topic[0].topic_id,
+            [partition for batch in of_topic for partition in batch.partitions],
+            [offset for batch in of_topic for offset in batch.offsets],
+            [value for batch in of_topic for value in batch.values],
+        )
+        for of_topic in by_topic.values()
+    ]
+
+
 class LogReader(Protocol):
     """Reads assigned partitions from exact offsets. One thread at a time.
 
@@ -76,8 +96,10 @@ class LogReader(Protocol):
         """
         ...
 
-    def poll(self, messages_max: int, timeout_s: float) -> list[ConsumerBatch]:
+    def poll(self, messages_max: int, timeout_s: float, *, fill: bool = False) -> list[ConsumerBatch]:
         """Up to `messages_max` messages, one batch per topic; empty when none came within `timeout_s`.
+
+        Returns with the first that come; with `fill`, only when there are that many or the time is over.
 
         Raises BrokerError (retryable) when the broker does not answer, LogTruncated when the position is gone.
         """
@@ -258,12 +280,15 @@ class KafkaLogReader:
         self._next = {key: starts[partition] for key, partition in self._partitions.items()}
         self._read_from_positions()
 
-    def poll(self, messages_max: int, timeout_s: float) -> list[ConsumerBatch]:
+    def poll(self, messages_max: int, timeout_s: float, *, fill: bool = False) -> list[ConsumerBatch]:
         with _translated(f"read from {self._servers}"):
-            first = self._consumer.poll(timeout_s)
-            if first is None:
-                return []
-            messages = [first, *self._consumer.consume(messages_max - 1, 0)] if messages_max > 1 else [first]
+            if fill:
+                messages = self._consumer.consume(messages_max, timeout_s)
+            else:
+                first = self._consumer.poll(timeout_s)
+                if first is None:
+                    return []
+                messages = [first, *self._consumer.consume(messages_max - 1, 0)] if messages_max > 1 else [first]
         try:
             records, ends = self._without_events(messages)
         except BrokerError:

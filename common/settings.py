@@ -218,7 +218,12 @@ class FlightSettings(Settings):
         500, ge=10, le=60_000, description="how often the catalog is asked for a newer snapshot"
     )
     topic_refresh_ms: int = Field(2_000, ge=10, le=600_000, description="how often the broker is asked for new topics")
-    tail_publish_ms: int = Field(10, ge=1, le=1000, description="how long arriving rows are gathered before they show")
+    tail_publish_ms: int = Field(
+        15,
+        ge=1,
+        le=1000,
+        description="how far apart publications of arriving rows are; after a silence there is no wait",
+    )
     hot_window_bytes: int = Field(
         256 * 1024**2, ge=0, description="rows that were committed stay in memory too, up to this many bytes; 0: none"
     )

@@ -28,7 +28,7 @@ from common.settings import IngestSettings, KafkaSettings
 from common.telemetry import get_logger, new_correlation_id
 from ingest.checkpoint import CatchUp, Checkpoint, StateDirectory
 from ingest.feed import Feed
-from ingest.ledger import Ledger
+from ingest.ledger import Ledger, Take
 from ingest.loop_thread import LoopThread, Ready
 from ingest.normaliser import Normaliser, Record
 from ingest.producer import EventProducer, Headers, correlation_headers
@@ -36,7 +36,6 @@ from ingest.venues.binance import (
     BinanceSession,
     BookTickerEvent,
     Event,
-    IgnoredEvent,
     ServerShutdown,
     TradeEvent,
     dataset_of_frame,
@@ -342,44 +341,47 @@ class IngestService:
                 try:
                     if isinstance(event, FeedProtocolError):
                         raise event
-                    await self._take(event)
+                    while not self._take(event):
+                        await self._room()
                 except (FeedProtocolError, EncodeError) as error:
                     await self._send_dead_letter(frame, receive_time_us, error)
 
-    async def _take(self, event: Event) -> None:
-        """One event, unless the ledger has it. Raises EncodeError, and BrokerError."""
+    def _take(self, event: Event) -> bool:
+        """One event into the queue unless the ledger has it; False, and nothing is done, when the queue is full.
+
+        Raises EncodeError, and BrokerError.
+        """
         exchange = self._session.exchange
         if type(event) is TradeEvent:
             ids = self._ledger.trade_ids(exchange, event.symbol)
             if event.trade_id in ids:
                 self._duplicates[TRADES.name] += 1
-                return
-            await self._send(TRADES, event.symbol, self._normaliser.trade(event), event.receive_time_us)
-            ids.take(event.trade_id)
-        elif type(event) is BookTickerEvent:
+                return True
+            sent = self._send(TRADES, event.symbol, self._normaliser.trade(event), event.receive_time_us)
+            return sent and ids.take(event.trade_id)
+        if type(event) is BookTickerEvent:
             if not self._ledger.is_new_quote(exchange, event.symbol, event.update_id):
                 self._duplicates[QUOTES.name] += 1
-                return
-            await self._send(QUOTES, event.symbol, self._normaliser.quote(event), event.receive_time_us)
-            self._ledger.take_quote(exchange, event.symbol, event.update_id)
-        elif type(event) is IgnoredEvent:
-            self._ignored += 1
-        elif type(event) is ServerShutdown:
-            self._ignored += 1
+                return True
+            sent = self._send(QUOTES, event.symbol, self._normaliser.quote(event), event.receive_time_us)
+            return sent and self._ledger.take_quote(exchange, event.symbol, event.update_id) is Take.TAKEN
+        self._ignored += 1
+        if type(event) is ServerShutdown:
             self._log.warning("the venue announced that this connection ends; moving to a new one")
             self._feed.rotate()
+        return True
 
-    async def _send(self, dataset: Dataset, symbol: str, record: Record, since_us: int) -> None:
-        """Into the queue, waiting for room; meanwhile nothing else is handled, and so the socket is not read."""
+    def _send(self, dataset: Dataset, symbol: str, record: Record, since_us: int) -> bool:
+        """Into the queue; False when it is full. Raises EncodeError, and BrokerError."""
         producer = self._producer
         assert producer is not None
-        payload = producer.encode(dataset, record)
-        while not producer.send(dataset, symbol, payload, self._headers, since_us):
-            await self._room()
+        if not producer.send(dataset, symbol, producer.encode(dataset, record), self._headers, since_us):
+            return False
         self._taken[dataset.name] += 1
         self._sends += 1
         if self._sends % _SENDS_PER_POLL == 0:
             producer.poll()
+        return True
 
     async def _send_dead_letter(self, frame: bytes, receive_time_us: int, error: K2Error) -> None:
         assert self._producer is not None
@@ -393,7 +395,10 @@ class IngestService:
             await self._room()
 
     async def _room(self) -> None:
-        """Give the broker time to take some of the queue. Raises BrokerError when it refused."""
+        """Give the broker time to take some of the queue; meanwhile nothing else is handled, and the socket not read.
+
+        Raises BrokerError when it refused.
+        """
         assert self._producer is not None
         self._producer.poll()
         await asyncio.sleep(_FULL_QUEUE_WAIT_S)
@@ -409,7 +414,8 @@ class IngestService:
         for symbol in self._session.symbols:
             record = self._normaliser.instrument(symbol, self._clock.now_us())
             if self._ledger.is_new_instrument(exchange, symbol, record["message_id"]):
-                await self._send(INSTRUMENTS, symbol, record, record["updated_time"])
+                while not self._send(INSTRUMENTS, symbol, record, record["updated_time"]):
+                    await self._room()
                 self._ledger.take_instrument(exchange, symbol, record["message_id"])
             else:
                 self._duplicates[INSTRUMENTS.name] += 1

@@ -52,6 +52,9 @@ _EPILOG = (
     f"{EXIT_UNREACHABLE} a broker, catalog or server cannot be reached; {EXIT_REFUSED} the statement was refused; "
     f"{EXIT_DEFECT} a defect of K2."
 )
+#: How long a thread that computes in Python may keep another one waiting. To publish what arrived takes a dozen turns;
+#: Python's own 5 ms for each of them would be 60 ms while another thread reads a snapshot's metadata.
+_SWITCH_S = 0.0005
 _FILE = click.Path(path_type=Path, dir_okay=False)
 _DATA_DIR = click.option(
     "--data-dir",
@@ -311,6 +314,7 @@ class _Broker:
 def main() -> None:
     """The console script: never a traceback without --debug."""
     debug = "--debug" in sys.argv[1:]
+    sys.setswitchinterval(_SWITCH_S)
     try:
         with correlation(None):
             cli.main(standalone_mode=False)

@@ -147,10 +147,12 @@ class Database:
         self, generation: int, changed: Iterable[tuple[int, int]], added: Iterable[tuple[int, int]]
     ) -> None:
         """Move the generation and the changed partitions' next offsets; add the new partitions'."""
-        values = ", ".join(f"({number}, {offset})" for number, offset in [(_GENERATION_ROW, generation), *changed])
+        moved = {_GENERATION_ROW: generation, **dict(changed)}
+        cases = " ".join(f"WHEN {number} THEN {offset}" for number, offset in moved.items())
+        # A join with VALUES would say the same and take twice the time.
         self._writer.execute(
-            f"UPDATE {CATALOG}.{TAIL}.positions AS p SET next_offset = v.o "
-            f"FROM (VALUES {values}) AS v(n, o) WHERE p.number = v.n"
+            f"UPDATE {CATALOG}.{TAIL}.positions SET next_offset = CASE number {cases} END "
+            f"WHERE number IN ({', '.join(map(str, moved))})"
         )
         for number, offset in added:
             self._writer.execute(f"INSERT INTO {CATALOG}.{TAIL}.positions VALUES ({number}, {offset})")

@@ -109,7 +109,7 @@ class FakeReader:
         self._next = dict(starts)
         self._names = dict(topics)
 
-    def poll(self, messages_max: int, timeout_s: float) -> list[ConsumerBatch]:
+    def poll(self, messages_max: int, timeout_s: float, *, fill: bool = False) -> list[ConsumerBatch]:
         assert timeout_s >= 0
         assert messages_max > 0
         self._check_up()
