@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 
 import duckdb
 import pyarrow as pa
 
 from flight_server.engine.planner import Values
-from flight_server.engine.predicates import Comparison, Operand
+from flight_server.engine.predicates import NOW, Comparison, Operand
 from flight_server.engine.rewrite import TableRef, Tree, rewritten
 from flight_server.engine.seam import Condition, Lake, Seen
 from flight_server.engine.statements import Statement
@@ -57,7 +58,8 @@ class Chosen:
     tables: Mapping[TableRef, tuple[str, pa.Schema]]
     parameters: Mapping[str, object]
     operands: Operands
-    is_utc: bool
+    #: Lends a cursor that has no data, on which operands are computed: what fails there harms no transaction.
+    parser: Callable[[], AbstractContextManager[duckdb.DuckDBPyConnection]]
     cut: str | None = None
     ops: frozenset[str] = field(default=frozenset())
 
@@ -80,10 +82,14 @@ class Chosen:
         self, key: str, asked: Sequence[Comparison], schema: pa.Schema, cursor: duckdb.DuckDBPyConnection
     ) -> list[Condition]:
         operands = [operand for comparison in asked for operand in comparison.operands]
-        is_constant = self.is_utc and not any(one.varies or one.parameter is not None for one in operands)
+        is_constant = not any(one.varies or one.parameter is not None for one in operands)
         known = self.operands.find(key) if is_constant else None
         if known is None:
-            known = conditions_of(asked, schema, self.parameters, cursor)
+            now_us = None
+            if any(one.varies for one in operands):
+                ((now_us,),) = cursor.execute("SELECT epoch_us(now())").fetchall()
+            with self.parser() as parser:
+                known = conditions_of(asked, schema, self.parameters, parser, now_us)
             if is_constant:
                 self.operands.keep(key, known)
         return known
@@ -94,8 +100,11 @@ def conditions_of(
     schema: pa.Schema,
     parameters: Mapping[str, object],
     cursor: duckdb.DuckDBPyConnection,
+    now_us: int | None = None,
 ) -> list[Condition]:
-    """The comparisons as conditions on a table of this schema, their operands computed on the cursor.
+    """The comparisons as conditions on a table of this schema, their operands computed on the cursor, in UTC.
+
+    `now_us` is the instant of the transaction that they are for, where one of them varies by it.
 
     Left out is what has an operand that is not of the column's own kind, is NULL, or cannot be computed.
     """
@@ -112,7 +121,7 @@ def conditions_of(
                 return []
             for form in ("typeof({})", kind[0]):
                 if operand.parameter is None:
-                    columns.append(form.format(operand.sql))
+                    columns.append(form.format(operand.sql.replace(NOW, f"make_timestamptz({now_us})")))
                 else:
                     values.append(parameters[operand.parameter])
                     columns.append(form.format("?"))

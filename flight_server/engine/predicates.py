@@ -18,7 +18,7 @@ class Operand:
     """What a column is compared with: `sql` that names no column, or the `parameter` of that name.
 
     `is_literal` for a bare string, which takes the type of what it is compared with; `varies` when it is another value
-    each time.
+    each time, by the instant of its transaction, which is to stand in `sql` in the place of NOW.
     """
 
     sql: str = ""
@@ -36,6 +36,8 @@ class Comparison:
     operands: tuple[Operand, ...]
 
 
+#: In the place of the transaction's instant: a character that is in no text.
+NOW = "\ue000"
 _SIGNS = {
     "COMPARE_EQUAL": "=",
     "COMPARE_LESSTHAN": "<",
@@ -56,8 +58,9 @@ _FUNCTIONS = frozenset(
     to_timestamp make_timestamp make_timestamptz make_date epoch_ms trunc timezone date_add
     """.split()  # noqa: SIM905  (reads better than fifteen quoted strings)
 )
-_VARYING = frozenset({"now", "today", "get_current_timestamp", "transaction_timestamp"})
-_VARYING_WORDS = frozenset({"current_timestamp", "current_date"})
+_TODAY = f"CAST({NOW} AS DATE)"
+_VARYING = {"now": NOW, "get_current_timestamp": NOW, "transaction_timestamp": NOW, "today": _TODAY}
+_VARYING_WORDS = {"current_timestamp": NOW, "current_date": _TODAY}
 
 
 def comparisons_of(select: Json) -> dict[int, tuple[Comparison, ...]]:
@@ -137,45 +140,43 @@ def _is_column(node: Json) -> bool:
 def _operand(node: Json) -> Operand | None:
     if node.get("type") == "VALUE_PARAMETER":
         return Operand(parameter=node["identifier"])
-    words: list[str] = []
-    sql = _sql(node, words)
+    sql = _sql(node)
     if sql is None:
         return None
     is_literal = node.get("type") == "VALUE_CONSTANT" and node["value"]["type"]["id"] == "VARCHAR"
-    return Operand(sql, is_literal=is_literal, varies=bool(words))
+    return Operand(sql, is_literal=is_literal, varies=NOW in sql)
 
 
-def _sql(node: Json, varying: list[str]) -> str | None:
-    """An expression of constants as SQL again, None when it is anything else; words that vary go into `varying`."""
+def _sql(node: Json) -> str | None:
+    """An expression of constants as SQL again; None when it is anything else."""
     kind = node.get("type")
     if kind == "VALUE_CONSTANT":
         return _constant(node["value"])
-    if kind == "COLUMN_REF" and node["column_names"][-1].casefold() in _VARYING_WORDS:
-        varying.append(node["column_names"][-1])
-        return str(node["column_names"][-1])
+    if kind == "COLUMN_REF":
+        return _VARYING_WORDS.get(node["column_names"][-1].casefold()) if len(node["column_names"]) == 1 else None
     if kind == "OPERATOR_CAST":
-        into, inner = node["cast_type"], _sql(node["child"], varying)
+        into, inner = node["cast_type"], _sql(node["child"])
         plain = into["id"] in _TYPES and "type_info" not in into and not node.get("try_cast", False)
         return f"CAST({inner} AS {into['id']})" if plain and inner is not None else None
     if kind != "FUNCTION" or node.get("filter") or node.get("distinct") or node.get("schema"):
         return None
     name = node["function_name"].casefold()
-    operands = [_sql(child, varying) for child in node.get("children", ())]
+    operands = [_sql(child) for child in node.get("children", ())]
     if any(operand is None for operand in operands):
         return None
     written = [str(operand) for operand in operands]
     if node.get("is_operator") and name in ("+", "-", "*") and written:
         return f"({written[0]} {name} {written[1]})" if len(written) == 2 else f"({name} {written[0]})"
-    if name in _VARYING:
-        varying.append(name)
-    return f"{name}({', '.join(written)})" if name in _FUNCTIONS | _VARYING else None
+    if name in _VARYING and not written:
+        return _VARYING[name]
+    return f"{name}({', '.join(written)})" if name in _FUNCTIONS else None
 
 
 def _constant(value: Json) -> str | None:
     if value.get("is_null"):
         return None
     kind = value["type"]["id"]
-    if kind == "VARCHAR":
+    if kind == "VARCHAR" and NOW not in str(value["value"]):
         return "'" + str(value["value"]).replace("'", "''") + "'"
     if kind in _NUMBERS and isinstance(value["value"], int):
         return f"({value['value']})"

@@ -30,7 +30,7 @@ from flight_server.engine.rewrite import (
     tree_of,
 )
 from flight_server.engine.seam import Lake
-from flight_server.engine.session_options import CATALOG, MARKET, RESEARCH
+from flight_server.engine.session_options import CATALOG, MARKET, RESEARCH, SessionOptions
 from flight_server.engine.sessions import Session
 from flight_server.engine.statements import Statement, StatementKind
 from flight_server.engine.table_functions import CHANGES, by_name, text_of, with_parameters
@@ -310,6 +310,8 @@ class Sources:
         home = None if session is None or not on_home else session.home
         if home is not None and not statement.words.isdisjoint(home.scratch):
             return None
+        if session is not None and session.options.timezone != SessionOptions().timezone:
+            return None  # the same comparisons mean other instants there
         tree = self._tree(statement.query, parser)
         if isinstance(tree, InvalidStatement) or tree.reads_by_name:
             return None
@@ -318,12 +320,15 @@ class Sources:
         tables = {
             ref: (f"{MARKET}.{ref.name.lower()}", columns[ref.name.lower()])
             for ref in tables_of(tree)
-            if ref.at is None and ref.name.lower() in columns and self._schema_of(ref, schema) == MARKET
+            if ref.at is None
+            and ref.catalog.lower() in ("", CATALOG)
+            and ref.name.lower() in columns
+            and self._schema_of(ref, schema) == MARKET
         }
         if not tables:
             return None
         parameters = named(statement, runs[0])
-        return Chosen(tree, schema, tables, parameters, self._operands, is_utc=home is None)
+        return Chosen(tree, schema, tables, parameters, self._operands, parser)
 
     def learn(self, consistent: Consistent) -> None:
         """Which functions there are that make one value out of one row, the same each time."""

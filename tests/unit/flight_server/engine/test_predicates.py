@@ -13,6 +13,8 @@ from flight_server.engine.rewrite import TableRef, rewritten, tables_of, tree_of
 from flight_server.engine.statements import parse
 from flight_server.storage.file_index import Condition
 
+DAY_US = 86_400_000_000
+NOW_US = 1_795_000_000_000_000
 SCHEMA = pa.schema(
     [
         ("symbol", pa.string()),
@@ -145,7 +147,7 @@ def test_rows_that_are_excluded_make_no_difference(
 
     def some_rows(ref: object) -> str | None:
         assert isinstance(ref, TableRef)
-        conditions = conditions_of(ref.asked, SCHEMA, named(statement, values), cursor)
+        conditions = conditions_of(ref.asked, SCHEMA, named(statement, values), cursor, NOW_US)
         return f"SELECT * FROM k2.market.{ref.name} WHERE {' AND '.join(map(as_sql, conditions)) or 'true'}"
 
     try:
@@ -176,10 +178,14 @@ def as_sql(condition: Condition) -> str:
         ("price IN (1, 2)", [Condition("price", ((1, 1), (2, 2)))]),
         ("trade_id > 1.5", []),
         ("event_time > 5", []),
+        ("event_time > now() - INTERVAL 1 SECOND", [Condition("event_time", ((NOW_US - 1_000_000, None),))]),
+        ("event_time < current_date", [Condition("event_time", ((None, NOW_US // DAY_US * DAY_US),))]),
+        ("event_time >= today() - 1", [Condition("event_time", ((NOW_US // DAY_US * DAY_US - DAY_US, None),))]),
+        ("symbol = '\ue000'", []),
     ],
 )
 def test_comparisons_become_conditions(
     cursor: duckdb.DuckDBPyConnection, sql: str, conditions: list[Condition]
 ) -> None:
     (ref,) = tables_of(tree_of(f"FROM trades WHERE {sql}", cursor))
-    assert conditions_of(ref.asked, SCHEMA, {}, cursor) == conditions
+    assert conditions_of(ref.asked, SCHEMA, {}, cursor, NOW_US) == conditions
