@@ -78,7 +78,7 @@ def connect(
     raw: dbapi.Connection | None = None
     try:
         raw = dbapi.connect(uri, db_kwargs={**database_options, **(options or {})}, autocommit=True)
-        access = Access(uri, username, password, token, ca_file, headers or {})
+        access = Access(uri, username, password, token, ca_file, headers or {}, options or {})
         connection = Connection(raw, uri, access)
         connection.arrow("SELECT 1")
         raw.adbc_connection.set_options(

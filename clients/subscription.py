@@ -25,6 +25,7 @@ from types import TracebackType
 from typing import Any, Self
 
 import pyarrow as pa
+from adbc_driver_flightsql import DatabaseOptions
 from google.protobuf.any_pb2 import Any as AnyMessage
 from pyarrow import flight
 from tenacity import Retrying, retry_if_exception, stop_after_delay, wait_random_exponential
@@ -48,7 +49,7 @@ class Arrival:
 
 @dataclass(frozen=True)
 class Access:
-    """How a server is reached and who asks: what `clients.connect` was told."""
+    """How a server is reached and who asks: what `clients.connect` was told, ADBC's database options included."""
 
     uri: str
     username: str | None = None
@@ -56,13 +57,27 @@ class Access:
     token: str | None = field(default=None, repr=False)
     ca_file: Path | None = None
     headers: Mapping[str, str] = field(default_factory=dict)
+    options: Mapping[str, str] = field(default_factory=dict, repr=False)
 
     def client(self) -> tuple[flight.FlightClient, flight.FlightCallOptions]:
         """A connection of its own, and what goes with each of its calls. Raises pyarrow's errors and OSError."""
-        certificates = None if self.ca_file is None else self.ca_file.read_bytes()
-        client = flight.FlightClient(self.uri, tls_root_certs=certificates, generic_options=_PINGS)
-        headers = [(name.encode(), value.encode()) for name, value in self.headers.items()]
-        if self.token is not None:
+        options = dict(self.options)
+        roots = None if self.ca_file is None else self.ca_file.read_text()
+        client = flight.FlightClient(
+            self.uri,
+            tls_root_certs=options.get(DatabaseOptions.TLS_ROOT_CERTS.value, roots),
+            cert_chain=options.get(DatabaseOptions.MTLS_CERT_CHAIN.value),
+            private_key=options.get(DatabaseOptions.MTLS_PRIVATE_KEY.value),
+            override_hostname=options.get(DatabaseOptions.TLS_OVERRIDE_HOSTNAME.value),
+            disable_server_verification=options.get(DatabaseOptions.TLS_SKIP_VERIFY.value) == "true",
+            generic_options=_PINGS,
+        )
+        prefix = DatabaseOptions.RPC_CALL_HEADER_PREFIX.value
+        named = {name.removeprefix(prefix): value for name, value in options.items() if name.startswith(prefix)}
+        headers = [(name.encode(), value.encode()) for name, value in {**self.headers, **named}.items()]
+        if given := options.get(DatabaseOptions.AUTHORIZATION_HEADER.value):
+            headers.append((b"authorization", given.encode()))
+        elif self.token is not None:
             headers.append((b"authorization", f"Bearer {self.token}".encode()))
         elif self.username is not None:
             try:

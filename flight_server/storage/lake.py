@@ -168,10 +168,18 @@ class Lake:
         return f"SELECT * FROM {relation} WHERE {condition}"
 
     def changes(self, cursor: Any, table: str, low: TableCut | None, high: TableCut | None) -> str:
-        """The SELECT of a table's rows between two cuts, for the cursor's open transaction; see Publisher.changes."""
+        """The SELECT of a table's rows between two cuts, for the cursor's open transaction; see Publisher.changes.
+
+        Raises SnapshotExpired also when rows below `high` were deleted since: a part is never given as the whole.
+        """
         self.check_ready()
         assert self._publisher is not None
-        return self._publisher.changes(cursor, table, low, high)
+        select = self._publisher.changes(cursor, table, low, high)
+        if high is not None:
+            dataset = next(dataset for dataset in self._datasets if dataset.table == table)
+            now = self._publisher.cut(cursor).tables[table]
+            self._histories.check_complete(dataset, high, now.snapshot_id)
+        return select
 
     def stretch(self, cursor: Any, table: str, choose: Choose) -> tuple[TableCut, PartitionOffsets, str]:
         """What a reader that goes along with a table reads next; see Publisher.stretch."""

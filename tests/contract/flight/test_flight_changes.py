@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
+from pathlib import Path
 
 import adbc_driver_flightsql.dbapi as dbapi
 import pyarrow as pa
@@ -11,6 +13,9 @@ from pyarrow import flight
 from test_flight_as_of import cut_of
 from test_flight_sessions import Client
 
+from common.datasets import TRADES
+from common.iceberg import open_catalog
+from common.settings import LakeSettings
 from tests.support.live import COUNT, Live
 
 
@@ -153,3 +158,25 @@ def test_cuts_the_wrong_way_round_and_of_elsewhere(live: Live, client: Client) -
         client.rows(f"from k2_changes('market.trades', '{ahead}')")
     with pytest.raises(pa.ArrowInvalid, match="name k2_nothing does not exist"):
         client.rows("from k2_nothing('market.trades')")
+
+
+def test_rows_that_were_deleted_since_are_not_left_out_in_silence(tmp_path: Path) -> None:
+    live = Live(tmp_path)
+    try:
+        client = Client(live.service.uri)
+        live.grow(20)
+        low = cut_now(client)
+        live.grow(10)
+        live.settle()
+        high = cut_now(client)
+        assert ids(client, f"'market.trades', '{low}', '{high}'") == [*range(20, 30)]
+        before = live.snapshot_id
+        table = open_catalog(LakeSettings.load(data_dir=tmp_path)).load_table(TRADES.table)
+        table.delete("trade_id = 25")
+        while live.snapshot_id == before:
+            threading.Event().wait(0.01)
+        with pytest.raises(pa.ArrowKeyError, match="were deleted since"):
+            ids(client, f"'market.trades', '{low}', '{high}'")
+        assert ids(client, f"'market.trades', '{low}'") == [*range(20, 25), *range(26, 30)]
+    finally:
+        live.stop()
