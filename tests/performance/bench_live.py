@@ -49,17 +49,18 @@ def run(scale: float) -> list[Figure]:
 
 
 def _latency(live: Live, rows: int) -> list[Figure]:
-    """Rows at a steady pace; the latency of the last row of each batch."""
+    """Rows at a steady pace; the latency of every one."""
     published: list[tuple[int, float]] = []
     before = live.grow(1_000)["n"]
-    begun = live.rows_published
-    forget = live.listen(lambda: published.append((live.rows_published - begun, time.monotonic())))
+    forget = live.count_published(lambda count: published.append((count - before, time.monotonic())))
     with _subscriber(live, f"SELECT {COLUMNS} FROM market.trades", "now", rows) as subscriber:
         live.grow_at(rows, _ROWS_S)
         seen = json.loads(subscriber.communicate()[0])
+    while published[-1][0] < rows:
+        time.sleep(0.01)
     forget()
-    counts, times = np.array(published).T
-    taken_ms = [(at - times[np.searchsorted(counts, count)]) * 1000 for count, at in seen[1:]]
+    numbers = np.arange(1, rows + 1)
+    taken_ms = (_when(numbers, seen) - _when(numbers, published)) * 1000
     assert live.grow(0)["n"] == before + rows
     p50, p99 = np.percentile(taken_ms, [50, 99])
     beside = f"{rows:,} rows at {_ROWS_S:,}/s in {len(seen) - 1:,} batches, the sink committing"
@@ -67,6 +68,12 @@ def _latency(live: Live, rows: int) -> list[Figure]:
         Figure("live", "publication to subscriber, p50", float(p50), "ms", beside),
         Figure("live", "publication to subscriber, p99", float(p99), "ms", beside),
     ]
+
+
+def _when(numbers: np.ndarray, counted: list[tuple[int, float]]) -> np.ndarray:
+    """The time of each row, by its number: when so many had been counted for the first time."""
+    counts, times = np.array(counted).T
+    return times[np.searchsorted(counts, numbers)]
 
 
 def _throughput(live: Live) -> list[Figure]:

@@ -82,14 +82,16 @@ class Live:
         self._producer.flush()
         self._next_id += count
 
-    @property
-    def rows_published(self) -> int:
-        """How many rows queries have seen arrive."""
-        return self._lake.stats().rows_published
+    def count_published(self, tell: Callable[[int], None]) -> Callable[[], None]:
+        """Have `tell` called after each publication with how many trades there are; returns what ends that."""
+        cursor = self._lake.cursor()
 
-    def listen(self, wake: Callable[[], None]) -> Callable[[], None]:
-        """Have `wake` called after each publication; returns what ends that."""
-        return self._lake.listen(wake)
+        def count() -> None:
+            publisher = self._lake._publisher
+            assert publisher is not None
+            tell(sum(publisher.cut(cursor).tables[TRADES.table].offsets.values()))
+
+        return self._lake.listen(count)
 
     def settle(self) -> None:
         """Return once the sink has committed all and the server has taken the snapshot up."""
