@@ -315,6 +315,33 @@ def test_a_server_that_stops_says_where_to_go_on(tmp_path: Path) -> None:
     assert gone_on_from(messages_[0]) == follower.cut
 
 
+def test_many_at_once_each_get_each_row(tmp_path: Path) -> None:
+    live = Live(tmp_path, subscriptions_max=24, statements_max=2)
+    try:
+        begun = live.grow(500)["n"]
+        found: list[list[int]] = []
+
+        def read(number: int) -> None:
+            follower = follow(Client(live.service.uri), f"SUBSCRIBE ({IDS} WHERE trade_id % 24 <= {number})")
+            wanted = sum(trade_id % 24 <= number for trade_id in range(begun + 1_000))
+            found.append(follower.until(wanted))
+            follower.leave()
+
+        readers = [threading.Thread(target=read, args=(number,)) for number in range(24)]
+        for reader in readers:
+            reader.start()
+        for _ in range(20):
+            live.grow(50)
+        for reader in readers:
+            reader.join()
+        everything = range(begun + 1_000)
+        wanted = [[trade_id for trade_id in everything if trade_id % 24 <= number] for number in range(24)]
+        assert sorted(found, key=len) == wanted
+        eventually(lambda: live.service.stats().open_statements == 0, what="all of them end")
+    finally:
+        live.stop()
+
+
 def test_who_never_reads_does_not_hold_a_stop_up(tmp_path: Path) -> None:
     live = Live(tmp_path)
     try:
