@@ -32,21 +32,49 @@ Computed = Mapping[Operand, "int | str"]
 
 
 class Operands:
-    """The values of operands that are the same each time, by the text that they stand in. Thread-safe."""
+    """Conditions whose operands are the same each time, by where they stand. Thread-safe."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._known: OrderedDict[str, list[Condition]] = OrderedDict()
+        self._known: OrderedDict[object, list[Condition]] = OrderedDict()
 
-    def find(self, key: str) -> list[Condition] | None:
+    def find(self, key: object) -> list[Condition] | None:
         with self._lock:
             return self._known.get(key)
 
-    def keep(self, key: str, conditions: list[Condition]) -> None:
+    def keep(self, key: object, conditions: list[Condition]) -> None:
         with self._lock:
             self._known[key] = conditions
             if len(self._known) > _KNOWN_MAX:
                 self._known.popitem(last=False)
+
+
+@dataclass(frozen=True)
+class Asking:
+    """What the references of one query to tables ask of their rows, computed. `text` is the query's, `parameters` those
+    that are the same in all of its runs."""
+
+    text: str
+    parameters: Mapping[str, object]
+    operands: Operands
+    #: Lends a cursor that has no data, on which operands are computed: what fails there harms no transaction.
+    parser: Callable[[], AbstractContextManager[duckdb.DuckDBPyConnection]]
+
+    def conditions(self, ref: TableRef, schema: pa.Schema, cursor: duckdb.DuckDBPyConnection) -> list[Condition]:
+        """What the rows must meet, of a table of this schema, in the cursor's open transaction."""
+        operands = [operand for comparison in ref.asked for operand in comparison.operands]
+        is_constant = not any(one.varies or one.parameter is not None for one in operands)
+        key = (self.text, ref)
+        known = self.operands.find(key) if is_constant else None
+        if known is None:
+            now_us = None
+            if any(one.varies for one in operands):
+                ((now_us,),) = cursor.execute("SELECT epoch_us(now())").fetchall()
+            with self.parser() as parser:
+                known = conditions_of(ref.asked, schema, self.parameters, parser, now_us)
+            if is_constant:
+                self.operands.keep(key, known)
+        return known
 
 
 @dataclass(frozen=True)
@@ -56,19 +84,15 @@ class Chosen:
     tree: Tree
     schema: str
     tables: Mapping[TableRef, tuple[str, pa.Schema]]
-    parameters: Mapping[str, object]
-    operands: Operands
-    #: Lends a cursor that has no data, on which operands are computed: what fails there harms no transaction.
-    parser: Callable[[], AbstractContextManager[duckdb.DuckDBPyConnection]]
+    asking: Asking
     cut: str | None = None
     ops: frozenset[str] = field(default=frozenset())
 
     def text(self, statement: Statement, lake: Lake, cursor: duckdb.DuckDBPyConnection, seen: Seen) -> str:
         """The text to be run in the cursor's open transaction, which sees this."""
         selects: dict[TableRef, str] = {}
-        for index, (ref, (table, schema)) in enumerate(self.tables.items()):
-            conditions = self._conditions(f"{index}:{self.tree.text}", ref.asked, schema, cursor)
-            select = lake.select_where(seen, table, conditions)
+        for ref, (table, schema) in self.tables.items():
+            select = lake.select_where(seen, table, self.asking.conditions(ref, schema, cursor))
             if select is not None:
                 selects[ref] = select
         if not selects:
@@ -77,22 +101,6 @@ class Chosen:
             self.tree, lambda ref: selects.get(ref) if isinstance(ref, TableRef) else None, schema=self.schema
         )
         return statement.text.replace(statement.query, query, 1)
-
-    def _conditions(
-        self, key: str, asked: Sequence[Comparison], schema: pa.Schema, cursor: duckdb.DuckDBPyConnection
-    ) -> list[Condition]:
-        operands = [operand for comparison in asked for operand in comparison.operands]
-        is_constant = not any(one.varies or one.parameter is not None for one in operands)
-        known = self.operands.find(key) if is_constant else None
-        if known is None:
-            now_us = None
-            if any(one.varies for one in operands):
-                ((now_us,),) = cursor.execute("SELECT epoch_us(now())").fetchall()
-            with self.parser() as parser:
-                known = conditions_of(asked, schema, self.parameters, parser, now_us)
-            if is_constant:
-                self.operands.keep(key, known)
-        return known
 
 
 def conditions_of(
@@ -113,12 +121,11 @@ def conditions_of(
     values: list[object] = []
     for comparison in asked:
         kind = _kind(schema, comparison.column)
-        if kind is None:
+        unknown = [one.parameter for one in comparison.operands if one.parameter and one.parameter not in parameters]
+        if kind is None or unknown:
             continue
         wanted.append((comparison, *kind))
         for operand in comparison.operands:
-            if operand.parameter is not None and operand.parameter not in parameters:
-                return []
             for form in ("typeof({})", kind[0]):
                 if operand.parameter is None:
                     columns.append(form.format(operand.sql.replace(NOW, f"make_timestamptz({now_us})")))

@@ -69,8 +69,9 @@ class Lake(Protocol):
         """The positions that `as_of` means for a table, by its full name. May ask the catalog. Raises our errors."""
         ...
 
-    def select_at(self, cursor: Any, table: str, wanted: TableCut) -> str:
-        """The SELECT that gives the table's rows at a cut in the cursor's open transaction. Raises our errors."""
+    def select_at(self, cursor: Any, table: str, wanted: TableCut, conditions: Sequence[Condition] = ()) -> str:
+        """The SELECT that gives the table's rows at a cut in the cursor's open transaction, at least all of those that
+        meet the conditions. Raises our errors."""
         ...
 
     def changes(self, cursor: Any, table: str, low: TableCut | None, high: TableCut | None) -> str:

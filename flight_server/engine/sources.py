@@ -16,7 +16,7 @@ import duckdb
 
 from common.errors import InvalidStatement, TableNotFound, Unsupported
 from flight_server.engine.activity import OPS, TABLES
-from flight_server.engine.chosen import Chosen, Operands, named
+from flight_server.engine.chosen import Asking, Chosen, Operands, named
 from flight_server.engine.dialect import VARYING_WORDS, Consistent
 from flight_server.engine.planner import Values
 from flight_server.engine.rewrite import (
@@ -29,7 +29,7 @@ from flight_server.engine.rewrite import (
     tables_of,
     tree_of,
 )
-from flight_server.engine.seam import Lake
+from flight_server.engine.seam import Condition, Lake
 from flight_server.engine.session_options import CATALOG, MARKET, RESEARCH, SessionOptions
 from flight_server.engine.sessions import Session
 from flight_server.engine.statements import Statement, StatementKind
@@ -71,6 +71,7 @@ class Source:
     cuts: Mapping[TableRef, tuple[str, TableCut]]
     ops: frozenset[str]
     changes: Mapping[FunctionRef, Changes] = field(default_factory=dict)
+    asking: Asking | None = None
 
     @property
     def is_now(self) -> bool:
@@ -96,11 +97,19 @@ class Source:
                 return with_parameters(lake.changes(cursor, rows.table, rows.low, rows.high), ref)
             found = self.cuts.get(ref)
             if found is not None:
-                return lake.select_at(cursor, *found)
+                return lake.select_at(cursor, *found, self._conditions(ref, found[0], lake, cursor))
             return f"FROM {relation_of(ref.name)}" if _is_ops(ref) else None
 
         query = rewritten(self.tree, instead, schema=self.schema)
         return statement.text.replace(statement.query, query, 1)
+
+    def _conditions(
+        self, ref: TableRef, table: str, lake: Lake, cursor: duckdb.DuckDBPyConnection
+    ) -> Sequence[Condition]:
+        for known in lake.tables():
+            if self.asking is not None and f"{known.schema}.{known.name}" == table and known.schema == MARKET:
+                return self.asking.conditions(ref, known.arrow_schema, cursor)
+        return ()
 
 
 @dataclass(frozen=True)
@@ -152,7 +161,7 @@ class Sources:
     ) -> Source | None:
         """The source that reads the query's tables at a cut that was announced, whatever its AT clauses said."""
         schema = session.options.schema if session is not None else MARKET
-        return self._resolved(statement, schema, cut, parser, values, only=True)
+        return self._resolved(statement, schema, cut, parser, values, only=True, is_utc=_is_utc(session))
 
     def source(
         self, statement: Statement, session: Session | None, parser: Parser, values: Values | None = None
@@ -174,7 +183,7 @@ class Sources:
                     f"the session reads everything as of an instant, and its view {min(views)} cannot be read so; "
                     "write its query into the statement, or set k2.as_of back"
                 )
-        return self._resolved(statement, schema, as_of, parser, values)
+        return self._resolved(statement, schema, as_of, parser, values, is_utc=_is_utc(session))
 
     def _resolved(
         self,
@@ -185,6 +194,7 @@ class Sources:
         values: Values | None,
         *,
         only: bool = False,
+        is_utc: bool,
     ) -> Source | None:
         tree = self._tree(statement.query, parser)
         if isinstance(tree, InvalidStatement):
@@ -226,7 +236,8 @@ class Sources:
             replace(statement, query=query, text=statement.text.replace(statement.query, query, 1))
             for query in (rewritten(tree, instead, schema=schema) for instead in (without_at, with_names))
         )
-        return Source(tree, schema, planned, at_home, cuts, frozenset(ops), changes)
+        asking = Asking(tree.text, {}, self._operands, parser) if is_utc else None
+        return Source(tree, schema, planned, at_home, cuts, frozenset(ops), changes, asking)
 
     def _changes(self, ref: FunctionRef, as_of: str, parser: Parser, values: Values | None, *, only: bool) -> Changes:
         """What a call of k2_changes means. `as_of` is the end where none is given, and with `only` in any case."""
@@ -310,8 +321,8 @@ class Sources:
         home = None if session is None or not on_home else session.home
         if home is not None and not statement.words.isdisjoint(home.scratch):
             return None
-        if session is not None and session.options.timezone != SessionOptions().timezone:
-            return None  # the same comparisons mean other instants there
+        if not _is_utc(session):
+            return None
         tree = self._tree(statement.query, parser)
         if isinstance(tree, InvalidStatement) or tree.reads_by_name:
             return None
@@ -327,8 +338,7 @@ class Sources:
         }
         if not tables:
             return None
-        parameters = named(statement, runs[0])
-        return Chosen(tree, schema, tables, parameters, self._operands, parser)
+        return Chosen(tree, schema, tables, Asking(tree.text, named(statement, runs[0]), self._operands, parser))
 
     def learn(self, consistent: Consistent) -> None:
         """Which functions there are that make one value out of one row, the same each time."""
@@ -359,6 +369,11 @@ class Sources:
             return ref.schema.lower()
         found = {table.schema for table in self._lake.tables() if table.name == ref.name.lower()}
         return next((place for place in (schema, MARKET, RESEARCH) if place in found), schema)
+
+
+def _is_utc(session: Session | None) -> bool:
+    """Whether the session's times are in UTC: elsewhere the same comparisons mean other instants."""
+    return session is None or session.options.timezone == SessionOptions().timezone
 
 
 def _is_ops(ref: TableRef) -> bool:

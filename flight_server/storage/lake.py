@@ -145,8 +145,9 @@ class Lake:
             return TableCut(self.research.snapshot_at(name, as_of), PartitionOffsets())
         return self._histories.table_cut(dataset, as_of)
 
-    def select_at(self, cursor: Any, table: str, wanted: TableCut) -> str:
-        """The SELECT that gives the rows of a table at a cut, in the cursor's open transaction.
+    def select_at(self, cursor: Any, table: str, wanted: TableCut, conditions: Sequence[Condition] = ()) -> str:
+        """The SELECT that gives the rows of a table at a cut, in the cursor's open transaction; of those that do not
+        meet the conditions some may be left out.
 
         What it needs is checked against what that transaction sees, which it fixes; in later transactions the same text
         gives the same rows. Raises Unavailable (this server is not as far; again in a moment), SnapshotExpired (rows of
@@ -165,7 +166,8 @@ class Lake:
         condition = condition_at(table, wanted, now, self._publisher.followed())
         dataset = next(dataset for dataset in self._datasets if dataset.table == table)
         self._histories.check_complete(dataset, wanted, now.snapshot_id)
-        return f"SELECT * FROM {relation} WHERE {condition}"
+        chosen = self._publisher.select_where(self._database.positions(cursor)[0], table, conditions)
+        return f"SELECT * FROM {relation if chosen is None else f'({chosen})'} WHERE {condition}"
 
     def changes(self, cursor: Any, table: str, low: TableCut | None, high: TableCut | None) -> str:
         """The SELECT of a table's rows between two cuts, for the cursor's open transaction; see Publisher.changes.

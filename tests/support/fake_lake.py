@@ -164,7 +164,7 @@ class FakeLake:
             return table_cut(table, as_of)
         return TableCut(self.research.snapshot_at(name, as_of), PartitionOffsets())
 
-    def select_at(self, cursor: Any, table: str, wanted: TableCut) -> str:
+    def select_at(self, cursor: Any, table: str, wanted: TableCut, conditions: Sequence[Condition] = ()) -> str:
         name = table.partition(".")[2]
         if wanted.snapshot_id is None:
             raise SnapshotNotFound(f"{table} has no earlier state")

@@ -63,6 +63,9 @@ def test_a_query_that_chooses_gives_what_one_that_reads_all_gives(live: Live, cl
     chosen = client.rows(query.format(t="market.trades"))
     everything = client.rows(query.format(t=f"(select * from market.trades at (version => '{cut}'))"))
     assert sorted(chosen, key=repr) == sorted(everything, key=repr)
+    client.set(k2__as_of=cut_of(client.info(COUNT)))
+    assert sorted(client.rows(query.format(t="market.trades")), key=repr) == sorted(everything, key=repr)
+    client.set(k2__as_of="")
     transaction = client.begin()
     assert sorted(client.rows(query.format(t="market.trades"), transaction), key=repr) == sorted(chosen, key=repr)
     client.end(transaction, commit=False)
@@ -77,6 +80,9 @@ def test_only_the_files_that_can_have_the_rows_are_read(live: Live, client: Clie
         assert 1 <= named < files
     if window > 10**6:
         assert named == 0 and "PARQUET" not in plan["explain_value"]
+    cut = cut_of(client.info(COUNT)).replace("'", "''")
+    at = f"select count(*) from market.trades at (version => '{cut}') where trade_id between 30 and 40"
+    assert client.rows(f"explain analyze {at}")[0]["explain_value"].count(".parquet'") == named
 
 
 def test_a_column_that_is_called_by_how_it_is_written_keeps_its_name(client: Client) -> None:
