@@ -7,12 +7,13 @@ but a session's own scratch and the namespace `research` can be changed.
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 import secrets
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,7 +22,15 @@ import pyarrow as pa
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from common.clock import Clock
-from common.errors import InvalidStatement, K2Error, SettingsError, StatementCancelled, Unavailable, Unsupported
+from common.errors import (
+    InvalidStatement,
+    K2Error,
+    SettingsError,
+    StatementCancelled,
+    StatementError,
+    Unavailable,
+    Unsupported,
+)
 from common.settings import FlightSettings
 from flight_server.engine import activity
 from flight_server.engine.admission import Admission
@@ -41,7 +50,7 @@ from flight_server.engine.seam import Lake, Seen, TableInfo
 from flight_server.engine.session_options import CATALOG, MARKET, RESEARCH
 from flight_server.engine.sessions import Caller, Session, Sessions
 from flight_server.engine.sources import Part, Source, Sources, relation_of
-from flight_server.engine.statements import Statement, StatementKind
+from flight_server.engine.statements import CUT, Statement, StatementKind
 from flight_server.engine.subscriptions import Followed, Subscription, Subscriptions
 from flight_server.engine.table_functions import CHANGES
 from flight_server.engine.watchdog import About, Watchdog, Watched
@@ -302,8 +311,11 @@ class Engine:
         if self._needs_home(statement, session, request.transaction_id):
             assert session is not None
             there = statement if source is None else source.at_home
-            place = self.home_place(session, tables=self._ops(source, caller))
-            schema = self._on_home(place, lambda cursor: planner.result_schema(there, values, cursor))
+            ops = frozenset[str]() if source is None else source.ops
+            shapes = {relation_of(table): activity.TABLES[table].empty_table() for table in ops}
+            place = self.home_place(session, tables=shapes)
+            with _explained(source, statement):
+                schema = self._on_home(place, lambda cursor: planner.result_schema(there, values, cursor))
             return _Plan(statement, rows, schema, session, on_home=True, source=source)
         # Types come from the first row: a null has none, so which values are null is part of the key.
         types = None if unbound or parameters is None or not rows else tuple(parameters.schema)
@@ -312,7 +324,8 @@ class Engine:
         with self._plans_lock:
             known = self._plans.get(key)
         if known is None:
-            known = planner.result_schema(planned, values)
+            with _explained(source, statement):
+                known = planner.result_schema(planned, values)
             with self._plans_lock:
                 _remember(self._plans, key, known)
         return _Plan(statement, rows, known, session, source=source, subscribe=subscribe)
@@ -340,8 +353,8 @@ class Engine:
         place = PoolPlace(self._cursors, self._begin)
         try:
             place.pin()
-            if plan.source is not None and not plan.source.is_now:
-                place.cut = plan.source.cut
+            if plan.source is not None:
+                place.cut = plan.source.cut_in(place.cut, is_asked=CUT in statement.words)
             key = self._key(plan, request, caller, place.cut)
             ready = None if key is None else self._results.find(key)
             parts = self._parted(plan, place) if ready is None else []
@@ -407,7 +420,7 @@ class Engine:
                 return ready
             place = pinned or self._place(plan, source, caller)
             if pinned is not None and source is not None:
-                pinned.tables = self._ops(source, caller)
+                pinned.tables = self._ops(source, caller, plan.statement)
         except BaseException:
             if pinned is not None:
                 pinned.unpin()
@@ -428,6 +441,7 @@ class Engine:
             is_abandoned=is_abandoned,
             pinned=pinned,
             source=chosen or source,
+            announced=None if plan.on_home else request.cut,
             keep=None
             if key is None or request.is_part
             else lambda batches: self._results.keep(key, plan.schema, batches),
@@ -445,9 +459,13 @@ class Engine:
         is_abandoned: Callable[[], bool] | None = None,
         pinned: PoolPlace | None = None,
         source: Source | Part | Chosen | None = None,
+        announced: str | None = None,
         keep: Callable[[list[pa.RecordBatch]], None] | None = None,
     ) -> RunningStatement:
-        """Start a statement in its place, admitted and watched. Raises our errors; then nothing is held."""
+        """Start a statement in its place, admitted and watched. Raises our errors; then nothing is held.
+
+        `announced` is the cut that it was announced with.
+        """
         kind = statement.kind.value
         timeout_s = self._timeout_s(caller)
         started_s = self._clock.monotonic_s()
@@ -471,7 +489,7 @@ class Engine:
 
         running = RunningStatement(
             text=statement.text,
-            text_on=self._text_on(statement, source, place),
+            text_on=self._text_on(statement, source, place, announced),
             is_same=isinstance(source, Chosen),
             runs=runs,
             schema=schema,
@@ -610,7 +628,7 @@ class Engine:
     def _place(self, plan: _Plan, source: Source | Part | None, caller: Caller | None) -> Place:
         if plan.statement.reads_tables:
             self._lake.check_ready()
-        tables = self._ops(source, caller)
+        tables = self._ops(source, caller, plan.statement)
         if plan.on_home:
             assert plan.session is not None
             return self.home_place(plan.session, tables=tables)
@@ -627,20 +645,28 @@ class Engine:
 
     def _key(self, plan: _Plan, request: Request, caller: Caller | None, cut: str | None) -> Key | None:
         """Under which the query's result may be kept; None when it may not."""
-        if plan.on_home or caller is None or (plan.source is not None and plan.source.ops):
+        source = plan.source
+        if plan.on_home or caller is None or (source is not None and (source.ops or source.columns)):
             return None
         return self._results.key(plan.statement, caller.principal, request.parameters, cut, self._uncut)
 
-    def _ops(self, source: Source | Part | None, caller: Caller | None) -> dict[str, pa.Table]:
+    def _ops(
+        self, source: Source | Part | None, caller: Caller | None, statement: Statement | None
+    ) -> dict[str, pa.Table]:
         """The tables of `ops` that a query reads, as the caller is to see them now."""
         if source is None or caller is None or not source.ops:
             return {}
         running = [about for _, about in self._watchdog.running()]
         sessions, now_us, now_s = self.sessions.all(), self._clock.now_us(), self._clock.monotonic_s()
-        return {
+        tables = {
             relation_of(table): activity.rows_of(table, caller, sessions, running, now_us, now_s)
-            for table in source.ops
+            for table in source.ops - {"commits"}
         }
+        if "commits" in source.ops:
+            # The texts of the cuts are made only for who may look at them: that takes ten times as long as the rest.
+            asked = statement is None or "*" in statement.text or "cut" in statement.words
+            tables[relation_of("commits")] = self._lake.commits(with_cuts=asked)
+        return tables
 
     def _session(self, caller: Caller | None, transaction_id: bytes | None) -> Session | None:
         if caller is None or not len(self.sessions):
@@ -687,18 +713,25 @@ class Engine:
         return seen
 
     def _text_on(
-        self, statement: Statement, source: Source | Part | Chosen | None, place: Place
+        self, statement: Statement, source: Source | Part | Chosen | None, place: Place, announced: str | None
     ) -> Callable[[duckdb.DuckDBPyConnection], str] | None:
-        """What gives the text to be run in place of the statement's, once its transaction is open."""
-        if isinstance(source, Chosen):
-            chosen = source
-            return lambda cursor: (
-                statement.text if place.seen is None else chosen.text(statement, self._lake, cursor, place.seen)
-            )
-        if source is not None:
-            other = source
-            return lambda cursor: other.text(statement, self._lake, cursor)
-        return None
+        """What gives the text to be run in place of the statement's, once its transaction is open, and says its cut."""
+        asks = CUT in statement.words
+        if source is None and announced is None and not asks:
+            return None
+
+        def text_on(cursor: duckdb.DuckDBPyConnection) -> str:
+            if isinstance(source, Source):
+                place.cut = source.cut_in(place.cut if place.seen is None else place.seen.cut, is_asked=asks)
+            if announced is not None:
+                place.cut = announced
+            if asks:
+                self._lake.tell_cut(cursor, place.cut)
+            if isinstance(source, Chosen):
+                return statement.text if place.seen is None else source.text(statement, self._lake, cursor, place.seen)
+            return statement.text if source is None else source.text(statement, self._lake, cursor)
+
+        return text_on
 
     def _timeout_s(self, caller: Caller | None) -> float:
         session = self._session(caller, None)
@@ -756,6 +789,17 @@ class _Plan:
     on_home: bool = False
     source: Source | None = None
     subscribe: Subscribe | None = None
+
+
+@contextlib.contextmanager
+def _explained(source: Source | None, statement: Statement) -> Iterator[None]:
+    """An error of planning in the words of the instant that is read."""
+    try:
+        yield
+    except StatementError as error:
+        if source is None or not source.columns:
+            raise
+        raise source.explained(error, statement) from None
 
 
 class _Brief:

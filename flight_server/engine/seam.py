@@ -11,6 +11,7 @@ import pyarrow as pa
 from common.offsets import PartitionOffsets
 from flight_server.storage.as_of import AsOf
 from flight_server.storage.between_cuts import Choose
+from flight_server.storage.commit_rows import COMMITS
 from flight_server.storage.file_index import Condition
 from flight_server.storage.read_view import Seen, TableCut
 from flight_server.storage.research import ResearchTables
@@ -31,7 +32,7 @@ class TableInfo(Protocol):
     def arrow_schema(self) -> pa.Schema: ...
 
 
-__all__ = ["AsOf", "Condition", "Lake", "ListedTable", "ResearchTables", "Seen", "TableCut", "TableInfo"]
+__all__ = ["COMMITS", "AsOf", "Condition", "Lake", "ListedTable", "ResearchTables", "Seen", "TableCut", "TableInfo"]
 
 
 @dataclass(frozen=True)
@@ -67,6 +68,21 @@ class Lake(Protocol):
 
     def table_cut(self, table: str, as_of: AsOf) -> TableCut:
         """The positions that `as_of` means for a table, by its full name. May ask the catalog. Raises our errors."""
+        ...
+
+    def columns_at(self, table: str, cut: TableCut) -> Sequence[tuple[str, str]] | None:
+        """The columns that the table had at a cut, as (name now, name then); None: as now. Raises our errors."""
+        ...
+
+    def tell_cut(self, cursor: Any, cut: str | None) -> None:
+        """Make the function `k2_cut` say this on the cursor, until the next call."""
+        ...
+
+    def commits(self, *, with_cuts: bool) -> pa.Table:
+        """The commits of all tables of market, with the columns of activity.COMMITS; the cuts' texts if asked for.
+
+        Blocks on the catalog and the file store. Raises our errors.
+        """
         ...
 
     def select_at(self, cursor: Any, table: str, wanted: TableCut, conditions: Sequence[Condition] = ()) -> str:

@@ -13,8 +13,9 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 
 import duckdb
+import pyarrow as pa
 
-from common.errors import InvalidStatement, TableNotFound, Unsupported
+from common.errors import InvalidStatement, K2Error, StatementError, TableNotFound, Unsupported
 from flight_server.engine.activity import OPS, TABLES
 from flight_server.engine.chosen import Asking, Chosen, Operands, named
 from flight_server.engine.dialect import VARYING_WORDS, Consistent
@@ -33,9 +34,9 @@ from flight_server.engine.seam import Condition, Lake
 from flight_server.engine.session_options import CATALOG, MARKET, RESEARCH, SessionOptions
 from flight_server.engine.sessions import Session
 from flight_server.engine.statements import Statement, StatementKind
-from flight_server.engine.table_functions import CHANGES, by_name, text_of, with_parameters
+from flight_server.engine.table_functions import CHANGES, SNAPSHOTS, by_name, text_of, with_parameters
 from flight_server.storage.as_of import parse_as_of
-from flight_server.storage.read_view import Cut, TableCut
+from flight_server.storage.read_view import Cut, TableCut, literal, quoted
 
 _TREES_MAX = 1_024
 #: Results of smaller tables are one stream: they are over before a second one has begun.
@@ -72,6 +73,43 @@ class Source:
     ops: frozenset[str]
     changes: Mapping[FunctionRef, Changes] = field(default_factory=dict)
     asking: Asking | None = None
+    #: For each table that had other columns then: (name now, name then) of those that it had.
+    columns: Mapping[TableRef, Sequence[tuple[str, str]]] = field(default_factory=dict)
+    #: The tables of market that are read as they are now.
+    now: frozenset[str] = frozenset()
+    #: The table whose commits each call of k2_snapshots gives.
+    snapshots: Mapping[FunctionRef, str] = field(default_factory=dict)
+    #: The columns that tables have now.
+    all_columns: Mapping[str, pa.Schema] = field(default_factory=dict)
+
+    def cut_in(self, now: str | None, *, is_asked: bool) -> str | None:
+        """The text of the cut that is read in a transaction whose cut is `now`; None when no single one says it.
+
+        `is_asked`: the statement asks for it itself, so that it is to have one even when it reads no table of market.
+        """
+        if self.is_now or not (self.cuts or self.changes):
+            return now if self.is_now or self.now or is_asked else None
+        if not self.now or now is None or self.cut is None:
+            return None if self.now else self.cut
+        try:
+            there, then = Cut.from_text(now).tables, Cut.from_text(self.cut).tables
+        except K2Error:
+            return None
+        if any(then.get(table, there[table]) != there[table] for table in self.now):
+            return None
+        return Cut({table: there[table] for table in self.now} | dict(then)).to_text()
+
+    def explained(self, error: StatementError, statement: Statement) -> StatementError:
+        """The error of planning the query, which says so when it is about a column that a table did not have then."""
+        for ref, columns in self.columns.items():
+            had = {then.lower() for _, then in columns}
+            for name in sorted({name.lower() for name in self.all_columns[self.cuts[ref][0]].names} - had):
+                if name in statement.words and f'"{name}"' in str(error).lower():
+                    return InvalidStatement(
+                        f"the table {self.cuts[ref][0]} had no column {name} at the instant that is read; leave it "
+                        "out, or name a later instant"
+                    )
+        return error
 
     @property
     def is_now(self) -> bool:
@@ -93,11 +131,14 @@ class Source:
 
         def instead(ref: TableRef | FunctionRef) -> str | None:
             if isinstance(ref, FunctionRef):
+                if ref in self.snapshots:
+                    return _commits_of(self.snapshots[ref], relation_of("commits"))
                 rows = self.changes[ref]
                 return with_parameters(lake.changes(cursor, rows.table, rows.low, rows.high), ref)
             found = self.cuts.get(ref)
             if found is not None:
-                return lake.select_at(cursor, *found, self._conditions(ref, found[0], lake, cursor))
+                conditions = () if ref in self.columns else self._conditions(ref, found[0], lake, cursor)
+                return _as_then(self.columns.get(ref), lake.select_at(cursor, *found, conditions))
             return f"FROM {relation_of(ref.name)}" if _is_ops(ref) else None
 
         query = rewritten(self.tree, instead, schema=self.schema)
@@ -141,6 +182,22 @@ _NOT_BY_ROW = frozenset(
 )
 
 
+#: Words without one of which a query reads its tables as they are now.
+_NAMED = ("at", OPS, CHANGES, SNAPSHOTS)
+
+
+def _as_then(columns: Sequence[tuple[str, str]] | None, select: str) -> str:
+    """The SELECT with the columns that the table had, under the names that they had."""
+    if columns is None:
+        return select
+    listed = ", ".join(f"{quoted(now)} AS {quoted(then)}" for now, then in columns)
+    return f"SELECT {listed} FROM ({select})"
+
+
+def _commits_of(table: str, relation: str) -> str:
+    return f"SELECT * FROM {relation} WHERE table_name = {literal(table)}"
+
+
 def relation_of(table: str) -> str:
     """The name under which a table of `ops` is there while it is read."""
     return f"k2_ops_{table.lower()}"
@@ -160,8 +217,10 @@ class Sources:
         self, statement: Statement, cut: str, session: Session | None, parser: Parser, values: Values
     ) -> Source | None:
         """The source that reads the query's tables at a cut that was announced, whatever its AT clauses said."""
-        schema = session.options.schema if session is not None else MARKET
-        return self._resolved(statement, schema, cut, parser, values, only=True, is_utc=_is_utc(session))
+        schema, as_then = (session.options.schema, bool(session.options.as_of)) if session else (MARKET, False)
+        return self._resolved(
+            statement, schema, cut, parser, values, only=True, is_utc=_is_utc(session), as_then=as_then
+        )
 
     def source(
         self, statement: Statement, session: Session | None, parser: Parser, values: Values | None = None
@@ -173,7 +232,7 @@ class Sources:
         SnapshotNotFound, Unavailable.
         """
         as_of = session.options.as_of if session is not None else ""
-        if not statement.reads_tables or not (as_of or not statement.words.isdisjoint(("at", OPS, CHANGES))):
+        if not statement.reads_tables or not (as_of or not statement.words.isdisjoint(_NAMED)):
             return None
         schema = session.options.schema if session is not None else MARKET
         if as_of and session is not None and session.home is not None:
@@ -195,14 +254,18 @@ class Sources:
         *,
         only: bool = False,
         is_utc: bool,
+        as_then: bool = True,
     ) -> Source | None:
+        """With `only` everything is read at `as_of`; unless `as_then`, with the columns of now where no AT is."""
         tree = self._tree(statement.query, parser)
         if isinstance(tree, InvalidStatement):
             if as_of:
                 raise tree
             return None
         cuts: dict[TableRef, tuple[str, TableCut]] = {}
-        ops = set()
+        columns: dict[TableRef, Sequence[tuple[str, str]]] = {}
+        ops, now = set(), set()
+        market = {table.name for table in self._lake.tables() if table.schema == MARKET}
         for ref in tables_of(tree):
             if _is_ops(ref):
                 ops.add(ref.name.lower())
@@ -212,10 +275,19 @@ class Sources:
                 with parser() as cursor:
                     wanted = as_of_text(ref.at, cursor)
             where = self._schema_of(ref, schema)
+            table = f"{where}.{ref.name}".lower()
             if wanted and (ref.at is not None or where == MARKET):
-                table = f"{where}.{ref.name}".lower()
                 cuts[ref] = (table, self._lake.table_cut(table, parse_as_of(wanted)))
-        changes = {ref: self._changes(ref, as_of, parser, values, only=only) for ref in functions_of(tree)}
+                had = self._lake.columns_at(table, cuts[ref][1]) if as_then or ref.at is not None else None
+                if had is not None:
+                    columns[ref] = had
+            elif where == MARKET and ref.name.lower() in market:
+                now.add(table)
+        called = functions_of(tree)
+        snapshots = {ref: self._snapshots(ref, parser, values) for ref in called if ref.name == SNAPSHOTS}
+        changes = {ref: self._changes(ref, as_of, parser, values, only=only) for ref in called if ref not in snapshots}
+        if snapshots:
+            ops.add("commits")
         if not cuts and not ops and not changes:
             return None
         if statement.kind is not StatementKind.QUERY and not statement.text.count(statement.query):
@@ -225,10 +297,16 @@ class Sources:
 
         def without_at(ref: TableRef | FunctionRef) -> str | None:
             if isinstance(ref, FunctionRef):
+                if ref in snapshots:
+                    return _commits_of(snapshots[ref], f"{CATALOG}.{OPS}.commits")
                 return with_parameters(f"FROM {CATALOG}.{changes[ref].table}", ref)
+            if ref in columns:
+                return _as_then(columns[ref], f"FROM {_written(ref)}")
             return f"FROM {_written(ref)}" if ref.at is not None else None
 
         def with_names(ref: TableRef | FunctionRef) -> str | None:
+            if isinstance(ref, FunctionRef) and ref in snapshots:
+                return _commits_of(snapshots[ref], relation_of("commits"))
             is_ops = isinstance(ref, TableRef) and _is_ops(ref)
             return f"FROM {relation_of(ref.name)}" if is_ops else without_at(ref)
 
@@ -237,7 +315,29 @@ class Sources:
             for query in (rewritten(tree, instead, schema=schema) for instead in (without_at, with_names))
         )
         asking = Asking(tree.text, {}, self._operands, parser) if is_utc else None
-        return Source(tree, schema, planned, at_home, cuts, frozenset(ops), changes, asking)
+        return Source(
+            tree,
+            schema,
+            planned,
+            at_home,
+            cuts,
+            frozenset(ops),
+            changes,
+            asking,
+            columns=columns,
+            now=frozenset(now),
+            snapshots=snapshots,
+            all_columns={f"{table.schema}.{table.name}": table.arrow_schema for table in self._lake.tables()},
+        )
+
+    def _snapshots(self, ref: FunctionRef, parser: Parser, values: Values | None) -> str:
+        """The table that a call of k2_snapshots means."""
+        given = by_name(ref)
+        if "table" not in given or given["table"].has_parameter:
+            raise InvalidStatement(f"{SNAPSHOTS} takes a table's name, written out: {SNAPSHOTS}('{MARKET}.trades')")
+        with parser() as cursor:
+            named = text_of(given["table"], ref, cursor, values)
+        return self._market_table(named or "")
 
     def _changes(self, ref: FunctionRef, as_of: str, parser: Parser, values: Values | None, *, only: bool) -> Changes:
         """What a call of k2_changes means. `as_of` is the end where none is given, and with `only` in any case."""

@@ -1,6 +1,7 @@
 """Pure, but for constants computed on a cursor without data: how K2's own table functions are called.
 
-K2 has `k2_changes(table, from_cut, to_cut)`: the rows of a table of market between two cuts.
+K2 has `k2_changes(table, from_cut, to_cut)`, the rows of a table of market between two cuts, and `k2_snapshots(table)`,
+the rows of `ops.commits` of one table.
 """
 
 from __future__ import annotations
@@ -17,21 +18,23 @@ from flight_server.engine.tokens import tokens_of
 
 #: The function that gives the rows between two cuts, and its arguments.
 CHANGES = "k2_changes"
-_CHANGES_ARGUMENTS = ("table", "from_cut", "to_cut")
+#: The function that gives the commits of a table.
+SNAPSHOTS = "k2_snapshots"
+_ARGUMENTS = {CHANGES: ("table", "from_cut", "to_cut"), SNAPSHOTS: ("table",)}
+_HINTS = {CHANGES: "; from_cut NULL is the beginning, to_cut NULL or left out is now"}
 
 
 def by_name(ref: FunctionRef) -> dict[str, Argument]:
     """The arguments of a call by their names. Raises InvalidStatement for what it does not take."""
-    if ref.name != CHANGES:
-        raise InvalidStatement(f"there is no function {ref.name}; K2's own is {CHANGES}(table, from_cut, to_cut)")
+    taken = _ARGUMENTS.get(ref.name)
+    if taken is None:
+        own = " and ".join(f"{name}({', '.join(arguments)})" for name, arguments in _ARGUMENTS.items())
+        raise InvalidStatement(f"there is no function {ref.name}; K2's own are {own}")
     found: dict[str, Argument] = {}
     for position, argument in enumerate(ref.arguments):
-        name = argument.name or (_CHANGES_ARGUMENTS[position] if position < len(_CHANGES_ARGUMENTS) else "")
-        if name not in _CHANGES_ARGUMENTS or name in found:
-            raise InvalidStatement(
-                f"{CHANGES} takes {', '.join(_CHANGES_ARGUMENTS)}; from_cut NULL is the beginning, to_cut NULL or left "
-                "out is now"
-            )
+        name = argument.name or (taken[position] if position < len(taken) else "")
+        if name not in taken or name in found:
+            raise InvalidStatement(f"{ref.name} takes {', '.join(taken)}{_HINTS.get(ref.name, '')}")
         found[name] = argument
     return found
 

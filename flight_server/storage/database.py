@@ -25,6 +25,8 @@ CATALOG = "k2"
 MARKET = "market"
 TAIL = "tail"
 RESEARCH = "research"
+#: The function, and the variable of a cursor, that say which cut a statement is of.
+CUT_FUNCTION = "k2_cut"
 #: The row of tail.positions that counts publications instead of offsets.
 _GENERATION_ROW = -1
 
@@ -61,6 +63,7 @@ class Database:
         self._root.execute(f"CREATE SCHEMA {MARKET}")
         self._root.execute(f"CREATE SCHEMA {TAIL}")
         self._root.execute(f"CREATE SCHEMA {RESEARCH}")
+        self._root.execute(f"CREATE MACRO {MARKET}.{CUT_FUNCTION}() AS CAST(getvariable('{CUT_FUNCTION}') AS VARCHAR)")
         self._root.execute(f"CREATE TABLE {TAIL}.positions (number INTEGER, next_offset BIGINT)")
         self._root.execute(f"INSERT INTO {TAIL}.positions VALUES ({_GENERATION_ROW}, 0)")
         self._root.execute("SET enable_external_access = false")
@@ -98,6 +101,11 @@ class Database:
     def positions(cursor: duckdb.DuckDBPyConnection) -> tuple[int, dict[int, int]]:
         """(generation, next offset by partition number) as the cursor's transaction sees them."""
         return _positions(cursor.execute(f"EXECUTE {_PREPARED}").fetchall())
+
+    @staticmethod
+    def tell_cut(cursor: duckdb.DuckDBPyConnection, cut: str | None) -> None:
+        """Make `k2_cut()` say this on the cursor, until the next call."""
+        cursor.execute(f"SET VARIABLE {CUT_FUNCTION} = {'NULL' if cut is None else literal(cut)}")
 
     # -- writing: the publisher only
 

@@ -26,6 +26,7 @@ from common.settings import FlightSettings, KafkaSettings, LakeSettings
 from common.telemetry import get_logger
 from flight_server.storage.as_of import AsOf, AsOfCut, condition_at, table_cut
 from flight_server.storage.between_cuts import Choose
+from flight_server.storage.commit_rows import ops_rows
 from flight_server.storage.database import CATALOG, MARKET, RESEARCH, Database
 from flight_server.storage.file_index import Condition
 from flight_server.storage.histories import Histories
@@ -144,6 +145,28 @@ class Lake:
         if dataset is None:
             return TableCut(self.research.snapshot_at(name, as_of), PartitionOffsets())
         return self._histories.table_cut(dataset, as_of)
+
+    def columns_at(self, table: str, cut: TableCut) -> Sequence[tuple[str, str]] | None:
+        """The columns that a table had at a cut, as (name now, name then), in the order of now; None: as now.
+
+        Columns are the same when their field ids are. May ask the catalog, which blocks. Raises SnapshotExpired when
+        nobody knows them any more, CatalogError, Unavailable.
+        """
+        dataset = next((dataset for dataset in self._datasets if dataset.table == table), None)
+        return None if dataset is None else self._histories.columns(dataset, cut)
+
+    def tell_cut(self, cursor: Any, cut: str | None) -> None:
+        """Make `k2_cut()` say this on the cursor, until the next call."""
+        self._database.tell_cut(cursor, cut)
+
+    def commits(self, *, with_cuts: bool) -> pa.Table:
+        """The commits of all tables, those of expired snapshots included: see commit_rows.COMMITS. Blocking.
+
+        Without `with_cuts` the texts of the cuts, which take longest, are left out. Raises CatalogError, Unavailable.
+        """
+        return pa.concat_tables(
+            [ops_rows(dataset.table, *self._histories.rows(dataset), with_cuts=with_cuts) for dataset in self._datasets]
+        )
 
     def select_at(self, cursor: Any, table: str, wanted: TableCut, conditions: Sequence[Condition] = ()) -> str:
         """The SELECT that gives the rows of a table at a cut, in the cursor's open transaction; of those that do not

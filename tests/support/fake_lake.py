@@ -22,6 +22,7 @@ from common.schemas.arrow import table_schema
 from common.settings import FlightSettings, LakeSettings
 from flight_server.storage.as_of import AsOf, AsOfCut, table_cut
 from flight_server.storage.between_cuts import Choose
+from flight_server.storage.commit_rows import COMMITS
 from flight_server.storage.database import Database
 from flight_server.storage.file_index import Condition
 from flight_server.storage.read_view import Seen, TableCut
@@ -163,6 +164,16 @@ class FakeLake:
         if isinstance(as_of, AsOfCut):
             return table_cut(table, as_of)
         return TableCut(self.research.snapshot_at(name, as_of), PartitionOffsets())
+
+    def columns_at(self, table: str, cut: TableCut) -> None:
+        """Nothing here ever had other columns."""
+
+    def tell_cut(self, cursor: Any, cut: str | None) -> None:
+        self._database.tell_cut(cursor, cut)
+
+    def commits(self, *, with_cuts: bool) -> pa.Table:
+        """No row of the market was ever committed."""
+        return COMMITS.empty_table()
 
     def select_at(self, cursor: Any, table: str, wanted: TableCut, conditions: Sequence[Condition] = ()) -> str:
         name = table.partition(".")[2]
