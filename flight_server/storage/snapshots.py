@@ -72,7 +72,10 @@ class IcebergSnapshots:
         if table is None or current is None:
             self._found.pop(dataset.table, None)
             return Snapshot()
-        columns = tuple(column.name for column in table.schema().fields)
+        # `iceberg_scan` of a snapshot gives the columns of that snapshot, which may not be the table's newest.
+        schemas = {schema.schema_id: schema for schema in table.metadata.schemas}
+        fields = schemas.get(current.schema_id or 0, table.schema()).fields
+        columns = tuple(field.name for field in fields)
         found = self._found.get(dataset.table)
         if found is not None and found.snapshot_id == current.snapshot_id and found.columns == columns:
             self._read[dataset.table] = table.metadata_location
@@ -93,7 +96,7 @@ class IcebergSnapshots:
             files,
             _rows(current),
             index,
-            {} if one_schema else {field.name: field.field_id for field in table.schema().fields},
+            {} if one_schema else {field.name: field.field_id for field in fields},
             _grown_from(table.metadata, current),
             self._taken_in(table.metadata, dataset.table),
         )

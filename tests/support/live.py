@@ -34,7 +34,7 @@ class Live:
         self._broker = EmbeddedBroker()
         kafka = KafkaSettings.load(bootstrap_servers=self._broker.__enter__().bootstrap_servers)
         KafkaLog(kafka).ensure_topics([TOPIC])
-        lake_settings = LakeSettings.load(data_dir=folder)
+        lake_settings = self.lake_settings = LakeSettings.load(data_dir=folder)
         lake_settings.prepare()
         settings = FlightSettings(port=0, snapshot_refresh_ms=20, topic_refresh_ms=50, **{"pin_s_max": 0.05, **more})
         self._sink = SinkService(kafka, lake_settings, SinkSettings(commit_age_ms_max=50), datasets=(TRADES,))
@@ -47,12 +47,12 @@ class Live:
         self._next_id = 0
         self._client = clients.connect(self.service.uri)
 
-    def grow(self, count: int) -> dict[str, Any]:
-        """More trades; returns once they are seen, with what COUNT then says."""
+    def grow(self, count: int, *, deleted: int = 0) -> dict[str, Any]:
+        """More trades; returns once they are seen, with what COUNT then says. `deleted`: how many were, before."""
         self.grow_unseen(count)
         while True:
             row: dict[str, Any] = self._client.arrow(COUNT).to_pylist()[0]
-            if row["n"] == self._next_id:
+            if row["n"] == self._next_id - deleted:
                 return row
 
     @property
@@ -97,6 +97,10 @@ class Live:
         """Return once the sink has committed all and the server has taken the snapshot up."""
         while sum(self._lake.stats().tail_rows.values()):
             threading.Event().wait(0.01)
+
+    def stop_sink(self) -> None:
+        """From now on nothing is committed but by hand."""
+        self._sink.stop()
 
     def stop(self) -> None:
         self._client.close()
