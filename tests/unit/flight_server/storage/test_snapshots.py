@@ -82,13 +82,20 @@ def test_many_files_are_left_to_iceberg_scan(written: Written, snapshots: Iceber
 
 
 def test_a_table_whose_schema_has_changed_is_left_to_iceberg_scan(
-    written: Written, snapshots: IcebergSnapshots
+    written: Written, snapshots: IcebergSnapshots, database: Database
 ) -> None:
+    """A snapshot has the columns of its own schema: the new one comes with the first snapshot that was made with it."""
     written.commit()
     with open_catalog(written.lake).load_table(TRADES.table).update_schema() as update:
         update.add_column("venue_note", StringType())
     found = snapshots.newest(TRADES)
+    assert "iceberg_scan" in str(found.relation) and "venue_note" not in found.columns
+    assert set(rows(database, found.relation)[0]) == set(found.columns)
+    table = open_catalog(written.lake).load_table(TRADES.table)
+    table.append(table.scan().to_arrow().slice(0, 0))
+    found = snapshots.newest(TRADES)
     assert "iceberg_scan" in str(found.relation) and "venue_note" in found.columns
+    assert set(rows(database, found.relation)[0]) == set(found.columns)
 
 
 def ids(database: Database, relation: Any) -> list[int]:
