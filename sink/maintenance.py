@@ -15,9 +15,7 @@ from dataclasses import dataclass
 
 from pyiceberg.exceptions import CommitFailedException
 from pyiceberg.table.metadata import TableMetadata
-from pyiceberg.table.refs import MAIN_BRANCH
 from pyiceberg.table.snapshots import ancestors_of
-from pyiceberg.table.update import AssertRefSnapshotId
 from pyiceberg.table.update.snapshot import ExpireSnapshots
 
 from common.commit_files import record
@@ -78,10 +76,6 @@ def expire_snapshots(table: IcebergTable, policy: ExpiryPolicy, now_us: int) -> 
             if recorded is not None:
                 transaction.set_properties({HISTORY_KEY: recorded.property_text})
             ExpireSnapshots(transaction).by_ids(sorted(expiring)).commit()
-            # What was chosen and recorded holds for this current snapshot only. Without it, a rollback to one that goes
-            # would lose the branch, for a catalog applies updates to whatever it finds.
-            current = iceberg_table.metadata.current_snapshot_id
-            transaction._apply((), (AssertRefSnapshotId.model_validate({"ref": MAIN_BRANCH, "snapshot-id": current}),))
             transaction.commit_transaction()
         except (CommitFailedException, ValueError):  # ValueError: another writer has expired some of them
             if recorded is not None:

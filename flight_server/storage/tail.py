@@ -550,7 +550,8 @@ class Publisher:
                     self._tables[self._owner[p]].tail.position.get(p, snapshots[self._owner[p]].offsets.next_offset(p)),
                 )
                 for p, number in self._numbers.items()
-                if all_positions
+                # Of a topic that is gone, memory has nothing: it stands where the snapshot does, also after a rollback.
+                if all_positions or p not in self._tables[self._owner[p]].tail.position
             ]
             self._database.set_positions(generation, positions, [])
         self._generation = generation

@@ -223,10 +223,13 @@ class World:
         self._say_offsets(self._dataset(number))
 
     def rollback(self, number: int) -> None:
-        """The table is set back to an older snapshot that is kept."""
+        """The table is set back to an older snapshot that is kept; every other time the server sees it at once."""
         store = self._store(number)
-        if store.snapshots:
-            store.roll_back(store.snapshots[-1 - number % min(4, len(store.snapshots))].snapshot_id)
+        others = [snapshot.snapshot_id for snapshot in store.snapshots if snapshot is not store.current]
+        if others:
+            store.roll_back(others[-1 - number % min(4, len(others))])
+            if number // 2 % 2:
+                self.refresh(1)
 
     # -- actions on the server
 
@@ -468,8 +471,9 @@ class World:
             self.compare(dataset, rows, offsets, query.cut, least=least)
         if number % 4 in (0, 3):  # files chosen by their bounds, and what was committed lately out of memory
             least = number * 7 % (self.next_id + 1)
+            generation, _ = self.database.positions(query.cursor)
             chosen = self.publisher.select_where(
-                query.cursor, dataset.table, [Condition(dataset.id_column, ((least, None),))]
+                generation, dataset.table, [Condition(dataset.id_column, ((least, None),))]
             )
             if chosen is not None:
                 where = f"WHERE {dataset.id_column} >= {least}"

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 
-from common.commit_files import CommitLog
 from common.datasets import TRADES
-from common.iceberg import ThriftyTransaction, open_catalog
+from common.iceberg import open_catalog
 from common.offsets import KafkaPartition, PartitionOffsets
 from common.settings import LakeSettings
 from sink.maintenance import ExpiryPolicy, expire_snapshots, snapshots_to_expire
@@ -110,88 +108,3 @@ def test_of_two_that_expire_at_once_the_second_finds_it_done(lake: LakeSettings,
 def test_an_empty_table_has_nothing_to_expire(table: IcebergTable) -> None:
     assert snapshots_to_expire(table.iceberg_table.metadata, ExpiryPolicy(snapshots_kept_min=1), LATER_US) == set()
     assert expire_snapshots(table, ExpiryPolicy(snapshots_kept_min=1), LATER_US) == 0
-
-
-# -- the history
-
-
-class Crash(BaseException):
-    """The process ends here."""
-
-
-STEPS = ("the file is being written", "the file is written", "the commit is sent", "the answer is lost", "it landed")
-
-
-def crash_at(step: str, patch: pytest.MonkeyPatch) -> None:
-    """Let the next expiry end at this step."""
-
-    def crash(*_: object, **__: object) -> None:
-        raise Crash(step)
-
-    commit = ThriftyTransaction.commit_transaction
-
-    def answer_lost(transaction: ThriftyTransaction) -> None:
-        commit(transaction)
-        raise Crash(step)
-
-    if step == "the file is being written":
-        patch.setattr("common.commit_files._write", crash)
-    elif step == "the file is written":
-        patch.setattr("sink.maintenance.ThriftyTransaction", crash)
-    elif step == "the commit is sent":
-        patch.setattr(ThriftyTransaction, "commit_transaction", crash)
-    elif step == "the answer is lost":
-        patch.setattr(ThriftyTransaction, "commit_transaction", answer_lost)
-    else:
-        patch.setattr("common.commit_files._delete", crash)
-
-
-@pytest.mark.parametrize("step", STEPS)
-def test_an_expiry_that_ends_at_any_step_loses_no_commit(
-    lake: LakeSettings, table: IcebergTable, step: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """And the next one does what is left; twelve rounds, so that files are merged as well."""
-    taken: dict[int, PartitionOffsets] = {}
-    for turn in range(12):
-        n = len(taken)
-        for offset in range(n, n + 2):
-            rows = table_rows("trade", [trade(offset)], first_offset=offset)
-            to = PartitionOffsets({P0: offset + 1})
-            taken[table.append(rows, PartitionOffsets({P0: offset}), to, f"commit-{offset}")] = to
-        with monkeypatch.context() as patch, pytest.raises(Crash) if turn % 2 else nullcontext():
-            if turn % 2:
-                crash_at(step, patch)
-            expire_snapshots(table, ExpiryPolicy(snapshots_kept_min=1), LATER_US)
-            if turn % 2:
-                raise Crash("there was nothing to interrupt")
-        table = IcebergTable.open(lake, TRADES)
-        log = CommitLog()
-        log.update(table.iceberg_table)
-        for snapshot_id, offsets in taken.items():
-            found = log.by_id(snapshot_id)
-            assert found is not None and found.offsets == offsets
-            at, _ = log.around(found.committed_ms)
-            assert at is not None and at.snapshot_id == snapshot_id
-        assert log.known == ((1, len(taken)),)
-        assert len(log.history.files) <= 8
-    assert ids(table) == list(range(len(taken)))
-
-
-def test_of_two_expiries_the_one_that_lost_leaves_no_file(lake: LakeSettings, table: IcebergTable) -> None:
-    fill(table, 4)
-    second = IcebergTable.open(lake, TRADES)
-    expire_snapshots(table, ExpiryPolicy(snapshots_kept_min=1), LATER_US)
-    files = list(lake.data_dir.rglob("history/*.parquet"))
-    assert len(files) == 1
-    assert expire_snapshots(second, ExpiryPolicy(snapshots_kept_min=1), LATER_US) == 0
-    assert list(lake.data_dir.rglob("history/*.parquet")) == files
-
-
-def test_an_expiry_gives_way_to_a_rollback(lake: LakeSettings, table: IcebergTable) -> None:
-    fill(table, 4)
-    table.reload()
-    first = table.iceberg_table.metadata.snapshots[0].snapshot_id
-    open_catalog(lake).load_table("market.trades").manage_snapshots().rollback_to_snapshot(first).commit()
-    assert expire_snapshots(table, ExpiryPolicy(snapshots_kept_min=1), LATER_US) == 0
-    assert table.snapshot_id == first
-    assert not list(lake.data_dir.rglob("history/*.parquet"))

@@ -254,6 +254,25 @@ def test_a_table_that_is_rolled_back_is_filled_up_from_the_log(server: Server, b
     assert server.ids() == [1, 2, 3, 4]
 
 
+def test_a_cut_of_a_table_that_is_rolled_back_does_not_reach_into_a_topic_that_is_gone(server: Server) -> None:
+    """What the table had of the old topic and has no longer, nobody has: the cut must not say that it is in."""
+    server.follow()
+    server.produce(1, 2, 3)
+    server.settle()
+    old = server.partition()
+    snapshots = [server.committed([1, 2, 3][:count], count + 1)[0] for count in range(4)]
+    server.adopt(snapshots[3])
+    server.log.create(TOPIC)
+    server.follow()
+    server.settle()
+    server.adopt(snapshots[1])
+    server.settle()
+    cursor = server.database.cursor()
+    assert server.publisher.cut(cursor).tables[TRADES.table].offsets.next_offset(old) == 1
+    cursor.close()
+    assert server.ids() == [1]
+
+
 def test_a_snapshot_that_says_it_is_further_than_the_log_ends_is_refused(server: Server) -> None:
     """Records were lost in Kafka that the table has: what comes at those offsets now is not what was there."""
     server.follow()
