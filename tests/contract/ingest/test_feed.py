@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from websockets.asyncio.server import ServerConnection, serve
 
 from common.clock import ManualClock
 from common.errors import FeedClosed
@@ -248,5 +249,60 @@ def test_the_first_connection_has_to_succeed(tmp_path: Path, simulator: Start) -
             await Feed(source.url + "/stream?streams=btcusdt@nothing", handle, quick()).open()
         with pytest.raises(FeedClosed, match=r"refused the connection \(HTTP 404"):
             await Feed(source.url + "/elsewhere", handle, quick()).open()
+
+    run(test)
+
+
+@asynccontextmanager
+async def venue(send: Callable[[ServerConnection], Awaitable[None]]) -> Any:
+    """A server that sends what it is told to each client, and then ends the connection."""
+    async with serve(send, "127.0.0.1", 0, compression=None, ping_interval=None) as server:
+        yield f"ws://127.0.0.1:{next(iter(server.sockets)).getsockname()[1]}"
+
+
+def trade_text(trade_id: int) -> str:
+    return json.dumps({"stream": "btcusdt@trade", "data": {"t": trade_id}})
+
+
+def test_messages_in_fragments_and_those_before_the_end_come_whole_and_in_order() -> None:
+    async def send(connection: ServerConnection) -> None:
+        await connection.send(trade_text(1))
+        await connection.send([trade_text(2)[:5], "", trade_text(2)[5:]])
+        await connection.ping()
+        await connection.send(iter(trade_text(3)))
+        await connection.send(trade_text(4).encode())
+
+    async def test() -> None:
+        async with venue(send) as url, running(url) as one:
+            await one.until(lambda: one.ids[:4] == [1, 2, 3, 4] and one.feed.reconnects >= 1)
+            assert one.ids[:8] == [1, 2, 3, 4] * (len(one.ids[:8]) // 4) + [1, 2, 3, 4][: len(one.ids[:8]) % 4]
+
+    run(test)
+
+
+def test_a_handler_that_waits_slows_the_venue_down_and_nothing_is_lost() -> None:
+    """What is read ahead is bounded: the rest waits in the venue's own socket."""
+    count, body = 200_000, b"x" * 100
+    sent = 0
+
+    async def send(connection: ServerConnection) -> None:
+        nonlocal sent
+        for number in range(count):
+            await connection.send(json.dumps({"stream": "s", "data": {"t": number}, "body": body.decode()}))
+            sent = number + 1
+        await connection.wait_closed()
+
+    async def test() -> None:
+        async with venue(send) as url, running(url) as one:
+            one.hold.clear()
+            await one.until(lambda: one.handling == 1 and sent > 1_000)
+            assert one.feed._current is not None
+            websocket = one.feed._current.websocket
+            await one.until(lambda: websocket._reading_paused)
+            assert websocket._waiting < 10_000
+            assert sent < count
+            one.hold.set()
+            await one.until(lambda: len(one.ids) == count)
+            assert one.ids == list(range(count))
 
     run(test)

@@ -18,7 +18,7 @@ from common.avro_writer import zigzag
 from common.codec import HEADER_BYTES, Decoder, Encoder
 from common.datasets import DATASETS, INSTRUMENTS, QUOTES, TRADES, Dataset
 from common.errors import EncodeError
-from common.log import ConsumerBatch
+from common.log import ConsumerBatch, joined
 from common.registry import EmbeddedRegistry
 from common.schemas.arrow import avro_schema, avro_schema_text
 from tests.support.records import trade
@@ -258,3 +258,11 @@ def test_an_older_writer_fills_what_it_has() -> None:
     assert decoded.errors == []
     assert decoded.record_batch.column("trade_id").to_pylist() == [2, 1, 3]
     assert isinstance(decoded.record_batch, pa.RecordBatch)
+
+
+def test_batches_of_a_topic_are_joined_in_their_order() -> None:
+    def of(topic: str, offsets: list[int]) -> ConsumerBatch:
+        return ConsumerBatch(topic, "c", f"id-{topic}", [0] * len(offsets), offsets, [b"%d" % one for one in offsets])
+
+    assert joined([]) == []
+    assert joined([of("a", [1, 2]), of("b", [7]), of("a", [3])]) == [of("a", [1, 2, 3]), of("b", [7])]
