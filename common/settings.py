@@ -99,6 +99,11 @@ class LakeSettings(Settings):
     def resolved_warehouse(self) -> str:
         return self.warehouse or f"file://{self.data_dir.resolve() / 'warehouse'}"
 
+    @property
+    def is_object_store(self) -> bool:
+        """Whether each read of a file is a request to a store that speaks S3."""
+        return self.resolved_warehouse.startswith(("s3://", "s3a://"))
+
     def prepare(self) -> None:
         """Make `data_dir`. Raises SettingsError when it cannot be written."""
         try:

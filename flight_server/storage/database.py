@@ -30,6 +30,14 @@ CUT_FUNCTION = "k2_cut"
 #: The row of tail.positions that counts publications instead of offsets.
 _GENERATION_ROW = -1
 
+#: How files of an object store are read. What Iceberg writes is never changed under its name, so nothing that was read
+#: once is asked about again: no HEAD for a file whose length is known, no check of what is cached.
+_REMOTE = {
+    "enable_http_metadata_cache": "true",  # a length and a tag, some 400 bytes, for each file that was read
+    "validate_external_file_cache": "NO_VALIDATION",
+    "httpfs_connection_caching": "true",
+    "s3_url_compatibility_mode": "true",  # `*` and `?` are letters; no other endpoint can stand in an address
+}
 
 #: What each cursor has prepared. Clients cannot run it: EXECUTE is none of their statements.
 _PREPARED = "k2_positions"
@@ -179,12 +187,14 @@ class Database:
         directories = [warehouse + "/"]
         if warehouse.startswith("file://"):
             directories.append(warehouse.removeprefix("file://") + "/")
-        elif warehouse.startswith(("s3://", "s3a://")):
+        elif lake.is_object_store:
             extensions.insert(0, "httpfs")
         for name in extensions:
             self._root.execute(f"LOAD {literal(str(_extension_path(name)))}")
         if "httpfs" in extensions:
             self._root.execute(_s3_secret(lake.catalog_properties))
+            for name, value in _REMOTE.items():
+                self._root.execute(f"SET GLOBAL {name} = {literal(value)}")
         listed = ", ".join(literal(directory) for directory in directories)
         self._root.execute(f"SET allowed_directories = [{listed}]")
 

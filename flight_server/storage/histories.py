@@ -13,7 +13,6 @@ from typing import TypeVar
 import pyarrow as pa
 from pyiceberg.catalog import Catalog
 from pyiceberg.exceptions import NoSuchNamespaceError, NoSuchTableError
-from pyiceberg.table import Table
 
 from common.commit_files import CommitLog
 from common.datasets import NAMESPACE, Dataset
@@ -23,6 +22,7 @@ from common.schemas.arrow import FIELD_ID_KEY, table_schema
 from common.settings import LakeSettings
 from flight_server.storage.as_of import AsOf, AsOfCut, check_complete, table_cut
 from flight_server.storage.read_view import TableCut
+from flight_server.storage.snapshots import LoadedTables
 
 _T = TypeVar("_T")
 #: How often a question is asked again when history files are merged under it.
@@ -34,8 +34,9 @@ class Histories:
     CatalogError or Unavailable when they do not answer.
     """
 
-    def __init__(self, settings: LakeSettings) -> None:
+    def __init__(self, settings: LakeSettings, loaded: LoadedTables | None = None) -> None:
         self._settings = settings
+        self._loaded = loaded or LoadedTables()
         self._lock = threading.Lock()
         self._catalog: Catalog | None = None
         self._logs: dict[str, CommitLog] = {}
@@ -110,11 +111,12 @@ class Histories:
             if location is not None and location == self._read.get(dataset.table):
                 return log
             try:
-                table: Table = self._catalog.load_table(dataset.table)
+                table = self._loaded.find(dataset.table, location) or self._catalog.load_table(dataset.table)
             except (NoSuchTableError, NoSuchNamespaceError):
                 self._logs.pop(dataset.table, None)
                 self._read.pop(dataset.table, None)
                 return CommitLog()
+        self._loaded.keep(dataset.table, table)
         log.update(table)
         self._logs[dataset.table] = log
         self._read[dataset.table] = table.metadata_location

@@ -34,7 +34,7 @@ from flight_server.storage.manifests import ManifestReader
 from flight_server.storage.read_view import Seen, Snapshot, TableCut, quoted
 from flight_server.storage.research import ResearchTables
 from flight_server.storage.research_views import ResearchViews
-from flight_server.storage.snapshots import IcebergSnapshots
+from flight_server.storage.snapshots import IcebergSnapshots, LoadedTables
 from flight_server.storage.tail import Publisher
 
 
@@ -85,9 +85,10 @@ class Lake:
         self._datasets = datasets
         self._clock = clock or SystemClock()
         self._log = get_logger("flight_server.storage")
-        self._histories = Histories(lake)
+        loaded = LoadedTables()
+        self._histories = Histories(lake, loaded)
         self._database = Database(settings, lake)
-        self._snapshots = IcebergSnapshots(lake, ManifestReader(self._database.cursor))
+        self._snapshots = IcebergSnapshots(lake, ManifestReader(self._database.cursor), loaded)
         #: Users' own tables. Whoever commits or drops one calls `publish_research` afterwards, and reads it then.
         self.research = ResearchTables(lake, clock=self._clock)
         self._research_views = ResearchViews(self._database, self.research)

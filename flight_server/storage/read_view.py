@@ -27,7 +27,7 @@ class Snapshot:
     `index` has its data files with their bounds, where they are plain Parquet; `field_ids` the columns' field ids,
     where some of these files may be of an older schema. `grown_from` are the earlier snapshots out of which this one
     came by appends and changes of layout alone (None: the empty table); `taken` says of snapshots that only appended
-    which offsets they took in: from, to.
+    which offsets they took in: from, to. `is_remote`: each read of a file is a request to an object store.
     """
 
     snapshot_id: int | None = None
@@ -40,6 +40,7 @@ class Snapshot:
     field_ids: Mapping[str, int] = field(default_factory=dict)
     grown_from: Set[int | None] = frozenset()
     taken: Mapping[int, tuple[PartitionOffsets, PartitionOffsets]] = field(default_factory=dict)
+    is_remote: bool = False
 
 
 @dataclass(frozen=True)

@@ -54,6 +54,8 @@ _GENERATIONS_KEPT = 10_000
 _INDEXES_KEPT = 64
 #: More data files than these are left to the table's view, where they are read from Iceberg's manifests.
 _CHOSEN_FILES_MAX = 64
+#: The same in an object store, where reading the metadata again costs three requests and more for each query.
+_CHOSEN_FILES_MAX_REMOTE = 1_000
 #: A segment that is as large as this part of the hot window is not filled further, so that it can be forgotten.
 _SEGMENTS_PER_WINDOW = 16
 #: The columns that latencies are measured from.
@@ -234,7 +236,8 @@ class Publisher:
             return None
         memory = self._memory[generation][name]
         columns = self._tables[name].columns
-        return chosen_sql(snapshot, memory, columns, conditions, files_max=_CHOSEN_FILES_MAX)
+        files_max = _CHOSEN_FILES_MAX_REMOTE if snapshot.is_remote else _CHOSEN_FILES_MAX
+        return chosen_sql(snapshot, memory, columns, conditions, files_max=files_max)
 
     def followed(self) -> Set[str]:
         """The ids of the topics that are followed."""
