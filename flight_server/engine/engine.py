@@ -663,7 +663,7 @@ class Engine:
             for table in source.ops - {"commits"}
         }
         if "commits" in source.ops:
-            # The texts of the cuts are made only for who may look at them: that takes ten times as long as the rest.
+            # The texts of the cuts are made only for who may look at them. A million rows: 0.9 s without, 1.8 s with.
             asked = statement is None or "*" in statement.text or "cut" in statement.words
             tables[relation_of("commits")] = self._lake.commits(with_cuts=asked)
         return tables

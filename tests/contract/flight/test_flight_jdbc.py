@@ -456,3 +456,13 @@ def wait_until_idle(served: Served) -> None:
     """Every statement has given back what it held; a test that waits here in vain is stopped by its runner."""
     while served.service.stats().open_statements:
         threading.Event().wait(0.005)
+
+
+def test_the_cut_and_the_commits(java: Any, served: Served) -> None:
+    """K2's own function and tables, as any others: the driver prepares each statement."""
+    names, found = jdbc.query(java, "select k2_cut() as cut, count(*) as n from market.trades")
+    assert names == ["cut", "n"] and found == [[f"generation {served.lake.generation}", ROWS]]
+    assert rows(java, "select k2_cut()") == [[f"generation {served.lake.generation}"]]
+    names, found = jdbc.query(java, "select * from ops.commits")
+    assert names[:2] == ["table_name", "snapshot_id"] and names[-1] == "cut" and found == []
+    assert rows(java, "select count(*) from k2_snapshots('market.trades')") == [[0]]
