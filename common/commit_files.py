@@ -30,6 +30,7 @@ from pyiceberg.table.metadata import TableMetadata
 from pyiceberg.table.snapshots import Snapshot
 
 from common.commits import (
+    DELETED_KEY,
     HISTORY_KEY,
     Commit,
     HistoryFile,
@@ -74,17 +75,31 @@ def losses_of(metadata: TableMetadata, recorded: Sequence[Loss], of: int | None)
     One is left out only where the ancestors that are kept show that the snapshot does not come from it.
     """
     by_id = {snapshot.snapshot_id: snapshot for snapshot in metadata.snapshots}
+    chain = list(_ancestors(by_id.get(of) if of is not None else None, by_id))
+    ids = {snapshot.snapshot_id for snapshot in chain}
     found = {loss.snapshot_id: loss for loss in recorded}
     for snapshot in metadata.snapshots:
         lost, from_ = lost_rows(_summary(snapshot))
-        if lost:
+        if lost and not _written_anew(snapshot, chain):
             found[snapshot.snapshot_id] = Loss(_number(snapshot), snapshot.snapshot_id, from_)
-    chain = list(_ancestors(by_id.get(of) if of is not None else None, by_id))
-    ids = {snapshot.snapshot_id for snapshot in chain}
     if not chain:
         return list(found.values())
     oldest = _number(chain[-1])
     return [loss for loss in found.values() if loss.snapshot_id in ids or loss.sequence_number < oldest]
+
+
+def _written_anew(snapshot: Snapshot, snapshots: Iterable[Snapshot]) -> bool:
+    """True when the next snapshot put back as many rows as this one deleted, and is no commit of the log's.
+
+    So PyIceberg overwrites a table: by two snapshots in one commit. What the sink appends puts nothing back.
+    """
+    gone = _summary(snapshot)
+    for after in snapshots:
+        if after.parent_snapshot_id == snapshot.snapshot_id and _number(after) == _number(snapshot) + 1:
+            added = _summary(after)
+            is_foreign = SUMMARY_KEY not in added and DELETED_KEY not in gone
+            return is_foreign and added.get("added-records") == gone.get("deleted-records", "")
+    return False
 
 
 def _ancestors(snapshot: Snapshot | None, by_id: Mapping[int, Snapshot]) -> Iterator[Snapshot]:

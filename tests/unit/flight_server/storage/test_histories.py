@@ -41,6 +41,8 @@ class TableWithAPast(RuleBasedStateMachine):
         self.lost_rollback = False
         #: Deletions of rows: (snapshot, from which offsets on, and None: from any).
         self.deleted: dict[int, PartitionOffsets | None] = {}
+        #: Snapshots that deleted what the next one put back.
+        self.half_way: dict[int, int] = {}
         #: Snapshot -> the snapshots that it comes from, itself included.
         self.from_: dict[int, set[int]] = {}
 
@@ -84,6 +86,22 @@ class TableWithAPast(RuleBasedStateMachine):
         self._committed(snapshot_id, before, stands)
         if kind != "rewrite" and (from_ is None or from_):
             self.deleted[snapshot_id] = from_
+
+    @precondition(lambda self: self.past.current_id is not None)
+    @rule(by=st.sampled_from(["one tool", "the sink", "one tool that lost some"]))
+    def delete_and_append(self, by: str) -> None:
+        """A foreign tool that replaces all rows does so in two snapshots."""
+        before, stands = self.past.current_id, self._stands()
+        deletion = self.past.commit(None, operation="delete", summary={"deleted-records": "5"})
+        self._committed(deletion, before, stands)
+        added = {"added-records": "4" if by == "one tool that lost some" else "5"}
+        to = stands.advanced({P[0]: stands.next_offset(P[0]) + 5}) if by == "the sink" else stands
+        appended = self.past.commit(to if by == "the sink" else None, summary=added)
+        self._committed(appended, deletion, to)
+        if by != "one tool":
+            self.deleted[deletion] = None
+        else:
+            self.half_way[deletion] = appended
 
     @precondition(lambda self: self.past.current_id is not None)
     @rule(data=st.data())
@@ -175,6 +193,11 @@ class TableWithAPast(RuleBasedStateMachine):
                 from_ is None or any(offsets.next_offset(p) > first for p, first in from_.items())
                 for deletion, from_ in self.deleted.items()
                 if deletion in self.from_[current] and deletion not in self.from_[snapshot_id]
+            ) or any(
+                deletion in self.from_[current]
+                and appended not in self.from_[current]
+                and deletion not in self.from_[snapshot_id]
+                for deletion, appended in self.half_way.items()
             )
             has_rows = any(offsets.values())
             try:
@@ -187,7 +210,7 @@ class TableWithAPast(RuleBasedStateMachine):
 
     def _may_be_gone(self, snapshot_id: int) -> bool:
         """A deletion that was rolled back counts while nothing shows that it was."""
-        return any(deletion not in self.from_[snapshot_id] for deletion in self.deleted)
+        return any(deletion not in self.from_[snapshot_id] for deletion in {*self.deleted, *self.half_way})
 
 
 TestTableWithAPast = TableWithAPast.TestCase
