@@ -144,6 +144,11 @@ class Subscription(Iterator[Arrival]):
         self._closed.set()
         self._drop()
 
+    def __del__(self) -> None:
+        """One that was forgotten ends too: pyarrow lets the call go on for as long as the process lives."""
+        with contextlib.suppress(Exception):
+            self.close()
+
     def __enter__(self) -> Self:
         return self
 

@@ -181,6 +181,13 @@ def test_close_from_another_thread_ends_the_wait(live: Live, k2: clients.Connect
     assert left == []
 
 
+def test_one_that_is_forgotten_ends(live: Live, k2: clients.Connection) -> None:
+    arrivals = k2.subscribe(IDS, "now")
+    eventually(lambda: live.service.stats().open_statements == 1)
+    del arrivals
+    eventually(lambda: live.service.stats().open_statements == 0)
+
+
 async def _some(k2: clients.Connection, live: Live, line: Proxy) -> tuple[list[int], int]:
     end = await asyncio.to_thread(live.grow, 10)
     found: list[int] = []

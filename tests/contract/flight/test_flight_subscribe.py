@@ -19,6 +19,7 @@ from flight_server.protocol import Flight_pb2 as messages
 from tests.support import jdbc
 from tests.support.kafka import eventually
 from tests.support.live import COUNT, Live
+from tests.support.served import ServedProcess
 
 IDS = "SELECT trade_id FROM market.trades"
 #: 2 KB a row: what gRPC holds for a reader that does not read is soon full.
@@ -313,6 +314,24 @@ def test_a_server_that_stops_says_where_to_go_on(tmp_path: Path) -> None:
     reading.join()
     assert "the server is stopping" in messages_[0]
     assert gone_on_from(messages_[0]) == follower.cut
+
+
+def test_who_does_not_read_costs_the_server_a_few_batches() -> None:
+    served = ServedProcess(rows=40_000)
+    try:
+        followers = [follow(Client(served.uri), f"SUBSCRIBE ({WIDE})")]
+        followers[0].until(40_000)
+        before = served.memory_mib()
+        for _ in range(8):
+            followers.append(follow(Client(served.uri), f"SUBSCRIBE ({WIDE})"))
+            followers[-1].read()
+        grown = (served.memory_mib() - before) / 8
+        assert grown < 20, f"{grown:.0f} MiB each"
+        for follower in followers:
+            follower.leave()
+        eventually(lambda: served.stats()["open_statements"] == 0, what="they end with their clients")
+    finally:
+        served.stop()
 
 
 def test_many_at_once_each_get_each_row(tmp_path: Path) -> None:
