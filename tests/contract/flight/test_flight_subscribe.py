@@ -206,6 +206,8 @@ def test_jdbc_reads_rows_as_they_come(live: Live, client: Client) -> None:
         ("SUBSCRIBE (SELECT sum(price) OVER () FROM market.trades)", "row by row"),
         ("SUBSCRIBE (SELECT random() FROM market.trades)", "random"),
         ("SUBSCRIBE (SELECT now() FROM market.trades)", "NOW"),
+        ("SUBSCRIBE (SELECT k2_cut() FROM market.trades)", "K2_CUT"),
+        ("SUBSCRIBE (FROM k2_snapshots('market.trades'))", "k2_snapshots"),
         ("SUBSCRIBE (SELECT * FROM market.trades JOIN market.quotes USING (symbol))", "JOIN"),
         ("SUBSCRIBE (SELECT * FROM market.trades, market.quotes)", "one table of market"),
         ("SUBSCRIBE (SELECT * FROM market.trades, range(3))", "range"),
