@@ -33,7 +33,7 @@ _GENERATION_ROW = -1
 #: How files of an object store are read. What Iceberg writes is never changed under its name, so nothing that was read
 #: once is asked about again: no HEAD for a file whose length is known, no check of what is cached.
 _REMOTE = {
-    "enable_http_metadata_cache": "true",  # a length and a tag, some 400 bytes, for each file that was read
+    "enable_http_metadata_cache": "true",  # a length and a tag for each file that was ever read
     "validate_external_file_cache": "NO_VALIDATION",
     "httpfs_connection_caching": "true",
     "s3_url_compatibility_mode": "true",  # `*` and `?` are letters; no other endpoint can stand in an address

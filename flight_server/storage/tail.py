@@ -54,7 +54,7 @@ _GENERATIONS_KEPT = 10_000
 _INDEXES_KEPT = 64
 #: More data files than these are left to the table's view, where they are read from Iceberg's manifests.
 _CHOSEN_FILES_MAX = 64
-#: The same in an object store, where reading the metadata again costs three requests and more for each query.
+#: The same in an object store, where the view of a large table fetches metadata and manifest list each time.
 _CHOSEN_FILES_MAX_REMOTE = 1_000
 #: A segment that is as large as this part of the hot window is not filled further, so that it can be forgotten.
 _SEGMENTS_PER_WINDOW = 16

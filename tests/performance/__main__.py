@@ -32,6 +32,7 @@ from tests.performance import (
     bench_peers,
     bench_read_view,
     bench_sink,
+    bench_store,
 )
 from tests.performance.figures import Figure
 
@@ -46,11 +47,12 @@ BENCHES: dict[str, Callable[[float], list[Figure]]] = {
     "load": bench_load.run,
     "peers": bench_peers.run,
     "read_view": bench_read_view.run,
+    "store": bench_store.run,
 }
 
 
 #: These need package registries or minutes: they run when they are named.
-_ON_REQUEST = frozenset({"peers", "read_view"})
+_ON_REQUEST = frozenset({"peers", "read_view", "store"})
 
 
 @dataclass(frozen=True)
