@@ -223,13 +223,14 @@ class World:
         self._say_offsets(self._dataset(number))
 
     def rollback(self, number: int) -> None:
-        """The table is set back to an older snapshot that is kept; every other time the server sees it at once."""
+        """The table is set back to an older snapshot that is kept; every other time a reader comes before the sink."""
         store = self._store(number)
         others = [snapshot.snapshot_id for snapshot in store.snapshots if snapshot is not store.current]
         if others:
             store.roll_back(others[-1 - number % min(4, len(others))])
             if number // 2 % 2:
                 self.refresh(1)
+                self.query(number)
 
     # -- actions on the server
 
