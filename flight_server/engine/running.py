@@ -262,6 +262,9 @@ class RunningStatement:
         ours = self._reason or translated(error)
         if isinstance(ours, StatementCancelled) and self._reason is None and not self._ended:
             ours = self._lost_cause(ours)
+        if isinstance(ours, InvalidStatement) and self._plain_text not in (None, self._text):
+            # What DuckDB quotes behind its sentence is the text that was run, not the one that was sent.
+            ours = InvalidStatement(str(ours).partition("\n\nLINE ")[0])
         self._end(type(ours).__name__)
         return ours
 
