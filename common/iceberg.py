@@ -1,6 +1,6 @@
 """What everybody who works with PyIceberg (0.12) needs: a catalog connection, its errors as ours, a cheap transaction.
 
-The homes of PyIceberg are this module, the sink's two and the flight server's two.
+The homes of PyIceberg are this module, the sink's and the flight server's: tests/unit/test_rooms.py lists them.
 """
 
 from __future__ import annotations

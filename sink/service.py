@@ -22,7 +22,7 @@ from common.telemetry import get_logger
 from sink.commit_policy import CommitPolicy
 from sink.consumer import Sources
 from sink.dead_letters import KafkaDeadLetters
-from sink.maintenance import ExpiryPolicy, expire_snapshots
+from sink.maintenance.expiry import ExpiryPolicy, expire_snapshots
 from sink.table import IcebergTable, WrittenFiles
 from sink.worker import SinkStats, SinkWorker
 

@@ -26,7 +26,7 @@ from common.settings import FlightSettings, KafkaSettings, LakeSettings, SinkSet
 from flight_server.service.service import FlightService
 from flight_server.storage.lake import Lake
 from k2.broker import EmbeddedBroker
-from sink.maintenance import ExpiryPolicy, expire_snapshots
+from sink.maintenance.expiry import ExpiryPolicy, expire_snapshots
 from sink.service import SinkService
 from sink.table import IcebergTable
 from tests.integration.s3_server import Request, S3Server, StoreUnavailable

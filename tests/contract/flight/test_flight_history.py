@@ -21,7 +21,7 @@ from test_flight_sessions import Client
 from common.datasets import TRADES
 from common.iceberg import open_catalog, summary_entry
 from common.offsets import SUMMARY_KEY
-from sink.maintenance import ExpiryPolicy, expire_snapshots
+from sink.maintenance.expiry import ExpiryPolicy, expire_snapshots
 from sink.table import IcebergTable, WrittenFiles
 from tests.support.live import COUNT, Live
 

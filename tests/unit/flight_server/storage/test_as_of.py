@@ -26,7 +26,7 @@ from flight_server.storage.as_of import (
 )
 from flight_server.storage.histories import Histories
 from flight_server.storage.read_view import Cut, TableCut
-from sink.maintenance import ExpiryPolicy, expire_snapshots
+from sink.maintenance.expiry import ExpiryPolicy, expire_snapshots
 from sink.table import IcebergTable
 from tests.support.past import Past
 from tests.support.records import table_rows, trade

@@ -118,7 +118,7 @@ class TableWithAPast(RuleBasedStateMachine):
         self.past.without_branches()
 
     def _expiring(self, data: st.DataObject) -> set[int]:
-        """What K2's policy could let go: see sink.maintenance.snapshots_to_expire."""
+        """What K2's policy could let go: see sink.maintenance.expiry.snapshots_to_expire."""
         held = set()
         for snapshot in ancestors_of(self.past.metadata.current_snapshot(), self.past.metadata):
             held.add(snapshot.snapshot_id)

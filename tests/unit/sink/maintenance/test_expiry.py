@@ -10,7 +10,7 @@ from common.datasets import TRADES
 from common.iceberg import open_catalog
 from common.offsets import KafkaPartition, PartitionOffsets
 from common.settings import LakeSettings
-from sink.maintenance import ExpiryPolicy, expire_snapshots, snapshots_to_expire
+from sink.maintenance.expiry import ExpiryPolicy, expire_snapshots, snapshots_to_expire
 from sink.table import IcebergTable
 from tests.support.records import table_rows, trade
 
