@@ -8,6 +8,7 @@
     ├ BrokerError          the log cannot be reached; LogTruncated: it no longer holds the offsets asked for
     ├ CatalogError         the Iceberg catalog or its files cannot be reached or read
     ├ CommitError          CommitConflict, CommitStateUnknown
+    ├ MaintenanceError     Refused, Interrupted: a job on a table was not begun, or stopped between two steps
     ├ ReadViewError        SnapshotNotFound, SnapshotExpired, TailGap
     ├ StatementError       InvalidStatement, TableNotFound, Unsupported, StatementTimeout,
     │                      StatementCancelled, LimitExceeded
@@ -103,6 +104,20 @@ class CommitConflict(CommitError):
 
 class CommitStateUnknown(CommitError):
     """The catalog did not say whether the commit landed: reload and look for the commit id; delete nothing."""
+
+    retryable = True
+
+
+class MaintenanceError(K2Error):
+    """A job on a table did not do what was asked; what it had done until then is complete."""
+
+
+class Refused(MaintenanceError):
+    """The job would do harm, or cannot be done whole, so it was not begun."""
+
+
+class Interrupted(MaintenanceError):
+    """The job was told to stop and did so between two steps: nothing is half done."""
 
     retryable = True
 

@@ -38,6 +38,7 @@ from k2.demo import Demo, DemoOptions
 from k2.runner import (
     EXIT_DEFECT,
     EXIT_FAILED,
+    EXIT_INTERRUPTED,
     EXIT_REFUSED,
     EXIT_UNREACHABLE,
     EXIT_WRONG_USE,
@@ -49,8 +50,8 @@ from sink.service import SinkService
 
 _EPILOG = (
     f"Exit codes: 0 done or stopped by a signal; {EXIT_FAILED} failed; {EXIT_WRONG_USE} wrong use or settings; "
-    f"{EXIT_UNREACHABLE} a broker, catalog or server cannot be reached; {EXIT_REFUSED} the statement was refused; "
-    f"{EXIT_DEFECT} a defect of K2."
+    f"{EXIT_UNREACHABLE} a broker, catalog or server cannot be reached; {EXIT_REFUSED} the statement or the job was "
+    f"refused; {EXIT_DEFECT} a defect of K2; {EXIT_INTERRUPTED} interrupted."
 )
 #: How long a thread that computes in Python may keep another one waiting. To publish what arrived takes a dozen turns;
 #: Python's own 5 ms for each of them would be 60 ms while another thread reads a snapshot's metadata.
@@ -324,7 +325,7 @@ def main() -> None:
         error.show()
         sys.exit(EXIT_WRONG_USE)
     except (click.Abort, KeyboardInterrupt):
-        sys.exit(130)
+        sys.exit(EXIT_INTERRUPTED)
     except BrokenPipeError:
         sys.stderr.close()
         sys.exit(EXIT_FAILED)

@@ -13,10 +13,21 @@ from typing import Protocol
 import structlog
 
 from clients import QueryError
-from common.errors import AccessError, BrokerError, K2Error, SettingsError, StatementError, Unavailable
+from common.errors import (
+    AccessError,
+    BrokerError,
+    Interrupted,
+    K2Error,
+    Refused,
+    SettingsError,
+    StatementError,
+    Unavailable,
+)
 
 #: Exit codes, as `k2 --help` lists them.
 EXIT_FAILED, EXIT_WRONG_USE, EXIT_UNREACHABLE, EXIT_REFUSED, EXIT_DEFECT = 1, 2, 3, 4, 70
+#: As a shell gives it for a command that Ctrl-C ended.
+EXIT_INTERRUPTED = 130
 STOP_S_MAX = 4.0
 
 
@@ -68,7 +79,9 @@ def exit_code(error: BaseException) -> int:
         return EXIT_WRONG_USE
     if isinstance(error, BrokerError | Unavailable) or getattr(error, "code", "") == "UNAVAILABLE":
         return EXIT_UNREACHABLE
-    if isinstance(error, QueryError | StatementError | AccessError):
+    if isinstance(error, Interrupted):
+        return EXIT_INTERRUPTED
+    if isinstance(error, QueryError | StatementError | AccessError | Refused):
         return EXIT_REFUSED
     return EXIT_FAILED if isinstance(error, K2Error) else EXIT_DEFECT
 
