@@ -2,7 +2,7 @@
 
     K2Error(retryable)
     ├ SettingsError
-    ├ FeedError            FeedProtocolError, FeedGap, FeedClosed
+    ├ FeedError            FeedProtocolError, FeedGap, FeedClosed, FeedLimited, FeedRefused
     ├ RecordError          one bad message: dead-letter it, keep its neighbours
     ├ EncodeError          a record does not fit its schema
     ├ BrokerError          the log cannot be reached; LogTruncated: it no longer holds the offsets asked for
@@ -54,6 +54,20 @@ class FeedGap(FeedError):
 
 class FeedClosed(FeedError):
     """The connection to the venue ended."""
+
+
+class FeedLimited(FeedError):
+    """The venue was asked too much: it wants to hear nothing for a while."""
+
+
+class FeedRefused(FeedError):
+    """The venue refused a request; `code` is its own code for why, None when it gave none."""
+
+    retryable = False
+
+    def __init__(self, message: str, *, code: object = None) -> None:
+        super().__init__(message)
+        self.code = code
 
 
 class RecordError(K2Error):

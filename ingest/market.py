@@ -8,11 +8,14 @@ from __future__ import annotations
 import random
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from decimal import Decimal
 from typing import Final, NamedTuple
 
 from common.errors import SettingsError
 from ingest.ledger import Ledger
+from ingest.normaliser import currencies
 from ingest.venues.binance import EXCHANGE
+from ingest.venues.events import InstrumentInfo
 
 #: Amounts are counted in units of 1e-8, which is how many decimals Binance writes.
 _ONE: Final = 100_000_000
@@ -41,10 +44,12 @@ SYMBOLS_MAX: Final = 512
 
 
 class MarketFrame(NamedTuple):
-    """One frame and the stream that it belongs to."""
+    """One frame and the stream that it belongs to; of a trade its symbol and id too."""
 
     stream: str
     frame: bytes
+    symbol: str | None = None
+    trade_id: int = 0
 
 
 @dataclass(slots=True)
@@ -100,6 +105,10 @@ class Market:
     def symbols(self) -> tuple[str, ...]:
         return tuple(one.symbol for one in self._instruments)
 
+    def instruments(self) -> list[InstrumentInfo]:
+        """What the market's symbols are, by its own grid."""
+        return [_info(one) for one in self._instruments]
+
     def step(self, now_us: int) -> tuple[MarketFrame, MarketFrame]:
         """One trade of one symbol, and the book behind it, both as of now."""
         draw = self._random.random
@@ -125,9 +134,19 @@ class Market:
             f'{{"stream":"{one.quote_stream}","data":{{"u":{one.next_update_id},"s":"{one.symbol}","b":"{_text(bid)}",'
             f'"B":"{_text(bid_quantity)}","a":"{_text(ask)}","A":"{_text(ask_quantity)}"}}}}'
         )
+        trade_id = one.next_trade_id
         one.next_trade_id += 1
         one.next_update_id += 1 + int(draw() * 20)
-        return MarketFrame(one.trade_stream, trade.encode()), MarketFrame(one.quote_stream, book.encode())
+        return (
+            MarketFrame(one.trade_stream, trade.encode(), one.symbol, trade_id),
+            MarketFrame(one.quote_stream, book.encode()),
+        )
+
+
+def _info(one: _Instrument) -> InstrumentInfo:
+    base, quote = currencies(one.symbol)
+    tick, lot = Decimal(_text(one.tick)), Decimal(_text(one.lot))
+    return InstrumentInfo(one.symbol, base or one.symbol, quote, tick, lot, "TRADING")
 
 
 def _text(units: int) -> str:

