@@ -14,13 +14,14 @@ class Dataset:
     """One kind of record: one Avro schema, one Iceberg table, one topic per asset class and exchange.
 
     `id_column` is the venue's own identity of the record within (exchange, symbol); `sort_columns` is the order of rows
-    inside a data file.
+    inside a data file; `day_column` is the time by whose day the table is partitioned, None for a small table.
     """
 
     name: str
     schema_name: str
     id_column: str
     sort_columns: tuple[str, ...]
+    day_column: str | None
 
     @property
     def table(self) -> str:
@@ -40,9 +41,9 @@ class Dataset:
         return re.match(self.topic_pattern, topic) is not None
 
 
-TRADES = Dataset("trades", "trade", "trade_id", ("symbol", "event_time", "trade_id"))
-QUOTES = Dataset("quotes", "quote", "quote_id", ("symbol", "receive_time", "quote_id"))
-INSTRUMENTS = Dataset("instruments", "instrument", "message_id", ("symbol", "updated_time"))
+TRADES = Dataset("trades", "trade", "trade_id", ("symbol", "event_time", "trade_id"), "event_time")
+QUOTES = Dataset("quotes", "quote", "quote_id", ("symbol", "receive_time", "quote_id"), "receive_time")
+INSTRUMENTS = Dataset("instruments", "instrument", "message_id", ("symbol", "updated_time"), None)
 
 DATASETS: dict[str, Dataset] = {dataset.name: dataset for dataset in (TRADES, QUOTES, INSTRUMENTS)}
 

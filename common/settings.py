@@ -91,6 +91,13 @@ class LakeSettings(Settings):
         default_factory=dict, description="further PyIceberg catalog properties, as JSON"
     )
 
+    symbol_buckets: int = Field(
+        0,
+        ge=0,
+        le=1024,
+        description="new tables are partitioned by so many buckets of the symbol too, beside the day; 0 = by day only",
+    )
+
     @property
     def resolved_catalog_uri(self) -> str:
         return self.catalog_uri or f"sqlite:///{self.data_dir.resolve() / 'catalog.db'}"

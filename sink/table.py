@@ -20,7 +20,6 @@ from dataclasses import dataclass
 from typing import Self
 
 import pyarrow as pa
-import pyarrow.compute as pc
 from pyiceberg.catalog import Catalog
 from pyiceberg.exceptions import (
     CommitFailedException,
@@ -28,10 +27,10 @@ from pyiceberg.exceptions import (
     TableAlreadyExistsError,
     ValidationException,
 )
-from pyiceberg.io import load_file_io
-from pyiceberg.io.pyarrow import _dataframe_to_data_files, pyarrow_to_schema
+from pyiceberg.io import FileIO, load_file_io
+from pyiceberg.io.pyarrow import pyarrow_to_schema
 from pyiceberg.manifest import DataFile
-from pyiceberg.partitioning import UNPARTITIONED_PARTITION_SPEC
+from pyiceberg.partitioning import PartitionKey
 from pyiceberg.serializers import ToOutputFile
 from pyiceberg.table import Table
 from pyiceberg.table.metadata import TableMetadata, TableMetadataV2
@@ -45,6 +44,7 @@ from common.iceberg import ThriftyTransaction, ensure_namespace, open_catalog, r
 from common.offsets import COMMIT_ID_KEY, SUMMARY_KEY, PartitionOffsets
 from common.schemas.arrow import table_schema
 from common.settings import LakeSettings
+from sink.layout import GROUP_ROWS, DataFileWriter, by_partition, in_order, partition_spec, sort_columns
 
 TABLE_PROPERTIES: Mapping[str, str] = {
     # The fence: a conflicting append must fail, not land a second time on the new base.
@@ -55,12 +55,12 @@ TABLE_PROPERTIES: Mapping[str, str] = {
     "write.metadata.delete-after-commit.enabled": "true",
     "write.metadata.previous-versions-max": "100",
     "write.parquet.compression-codec": "zstd",
-    # Measured on 2M sorted trades, 2 cores, ms for (full 3-column aggregate, one symbol in 10 s): groups of 20,000 rows
-    # 78 and 1.9; 50,000 65 and 3.0; 122,880 64 and 5.3; 500,000 59 and 10.5.
-    "write.parquet.row-group-limit": "50000",
-    # PyIceberg counts Arrow bytes in memory here, about six times what the Parquet file will have.
+    # For tools that write besides K2, whose own writer is sink.layout.
+    "write.parquet.row-group-limit": str(GROUP_ROWS),
     "write.target-file-size-bytes": str(512 * 1024 * 1024),
 }
+#: Arrow bytes in memory of one data file; a trade has 190, and about 8 in the file.
+_FILE_BYTES_MAX = 2 * 1024**3
 
 
 @dataclass(frozen=True)
@@ -89,6 +89,7 @@ class IcebergTable:
         self._catalog = catalog
         self._dataset = dataset
         self._table = table
+        self._file_schema = table_schema(dataset.schema_name)
 
     @classmethod
     def open(cls, settings: LakeSettings, dataset: Dataset) -> Self:
@@ -99,7 +100,7 @@ class IcebergTable:
             try:
                 table = catalog.load_table(dataset.table)
             except NoSuchTableError:
-                table = _create(catalog, settings.resolved_warehouse, dataset)
+                table = _create(catalog, settings, dataset)
         opened = cls(catalog, dataset, table)
         opened._check_schema()
         return opened
@@ -136,13 +137,18 @@ class IcebergTable:
         return offsets_of(self._table.metadata)
 
     def write(self, rows: pa.Table) -> WrittenFiles:
-        """Sort the rows and write them as data files. Nothing refers to them until `commit`. Raises CatalogError."""
+        """Sort the rows and write them as data files, at least one for each partition. Nothing refers to them until
+        `commit`. Raises CatalogError; what was written by then is left behind as orphans."""
         if rows.num_rows == 0:
             return WrittenFiles((), 0)
-        order = pc.sort_indices(rows, sort_keys=[(column, "ascending") for column in self._dataset.sort_columns])
+        metadata = self._table.metadata
+        order = sort_columns(metadata)
+        written: list[DataFile] = []
         with translated(f"write data files of {self.name}"):
-            files = _dataframe_to_data_files(self._table.metadata, rows.take(order), self._table.io, uuid.uuid4())
-            return WrittenFiles(tuple(files), rows.num_rows)
+            for key, part in by_partition(rows.cast(self._file_schema), metadata):
+                for piece in _of_size(in_order(part, order)):
+                    written.append(_write(self._table.io, metadata, piece, key))
+        return WrittenFiles(tuple(written), rows.num_rows)
 
     def commit(self, files: WrittenFiles, base: PartitionOffsets, to: PartitionOffsets, commit_id: str) -> int:
         """Make the files part of the table, and `to` its next offsets, in one snapshot; its id is returned.
@@ -246,13 +252,32 @@ def offsets_of(metadata: TableMetadata) -> PartitionOffsets:
     return PartitionOffsets()
 
 
-def _create(catalog: Catalog, warehouse: str, dataset: Dataset) -> Table:
+def _of_size(rows: pa.Table) -> Iterator[pa.Table]:
+    """The rows in as few pieces as may be of `_FILE_BYTES_MAX` each, in order."""
+    if rows.num_rows:
+        rows_max = max(1, rows.num_rows * _FILE_BYTES_MAX // max(1, rows.nbytes))
+        for first in range(0, rows.num_rows, rows_max):
+            yield rows.slice(first, rows_max)
+
+
+def _write(io: FileIO, metadata: TableMetadata, rows: pa.Table, key: PartitionKey | None) -> DataFile:
+    writer = DataFileWriter(io, metadata, rows.schema, key)
+    try:
+        writer.write(rows)
+        return writer.close()
+    except BaseException:
+        writer.abort()
+        raise
+
+
+def _create(catalog: Catalog, settings: LakeSettings, dataset: Dataset) -> Table:
     """Make the table with the field ids of the Avro schema.
 
     `Catalog.create_table` numbers the fields anew, so the first metadata file is written here and registered.
     """
     schema = pyarrow_to_schema(table_schema(dataset.schema_name))
-    location = f"{warehouse.rstrip('/')}/{NAMESPACE}/{dataset.name}"
+    location = f"{settings.resolved_warehouse.rstrip('/')}/{NAMESPACE}/{dataset.name}"
+    spec = partition_spec(schema, dataset, settings.symbol_buckets)
     order = [SortField(schema.find_field(column).field_id, IdentityTransform()) for column in dataset.sort_columns]
     metadata = TableMetadataV2.model_validate(
         {
@@ -260,8 +285,9 @@ def _create(catalog: Catalog, warehouse: str, dataset: Dataset) -> Table:
             "last-column-id": schema.highest_field_id,
             "schemas": [schema],
             "current-schema-id": schema.schema_id,
-            "partition-specs": [UNPARTITIONED_PARTITION_SPEC],
-            "default-spec-id": UNPARTITIONED_PARTITION_SPEC.spec_id,
+            "partition-specs": [spec],
+            "default-spec-id": spec.spec_id,
+            "last-partition-id": spec.last_assigned_field_id,
             "sort-orders": [SortOrder(*order, order_id=1)],
             "default-sort-order-id": 1,
             "properties": dict(TABLE_PROPERTIES),

@@ -27,6 +27,7 @@ HOMES: dict[str, tuple[str, ...]] = {
         "common/iceberg.py",
         "common/commit_files.py",
         "sink/table.py",
+        "sink/layout.py",
         "sink/maintenance/",
         "flight_server/storage/snapshots.py",
         "flight_server/storage/histories.py",
