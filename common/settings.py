@@ -124,6 +124,18 @@ class LakeSettings(Settings):
             ) from None
 
 
+class BackupSettings(Settings):
+    """How `k2 backup` and `k2 restore` reach the place of the backups."""
+
+    model_config = SettingsConfigDict(env_prefix="K2_BACKUP_", frozen=True, extra="forbid")
+
+    store_properties: dict[str, str] = Field(
+        default_factory=dict,
+        description="PyIceberg file IO properties of that place, as JSON, over the lake's own: other keys",
+    )
+    threads: int = Field(4, ge=1, le=64, description="files that are copied at a time")
+
+
 class IngestSettings(Settings):
     """The feed and the producer."""
 
@@ -296,6 +308,7 @@ class TelemetrySettings(Settings):
 ALL_SETTINGS: tuple[type[Settings], ...] = (
     KafkaSettings,
     LakeSettings,
+    BackupSettings,
     IngestSettings,
     SinkSettings,
     FlightSettings,

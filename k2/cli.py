@@ -33,6 +33,7 @@ from ingest.market import Market, market_symbols
 from ingest.service import IngestService
 from ingest.simulator import Simulator
 from k2.access import access
+from k2.backup import backup, restore
 from k2.broker import EmbeddedBroker
 from k2.demo import Demo, DemoOptions
 from k2.runner import (
@@ -289,6 +290,8 @@ def query(sql: str, form: Format, uri: str, user: str | None, ca_file: Path | No
 
 
 cli.add_command(access)
+cli.add_command(backup)
+cli.add_command(restore)
 
 
 class _Broker:
