@@ -48,6 +48,36 @@ INSTRUMENTS = Dataset("instruments", "instrument", "message_id", ("symbol", "upd
 DATASETS: dict[str, Dataset] = {dataset.name: dataset for dataset in (TRADES, QUOTES, INSTRUMENTS)}
 
 
+@dataclass(frozen=True)
+class Bars(Dataset):
+    """A table of bars, which is computed from the trades: no topic has its rows. A bar is `width_us` long and begins at
+    a multiple of that since 1970, UTC.
+    """
+
+    width_us: int
+
+
+def _bars(name: str, width_s: int, day_column: str | None = None) -> Bars:
+    return Bars(name, "bar", "first_trade_id", ("symbol", "bar_start"), day_column, width_s * 1_000_000)
+
+
+#: The tables of bars, the finest first; each width is a multiple of those before it.
+BARS: dict[str, Bars] = {
+    bars.name: bars
+    for bars in (
+        _bars("bars_1s", 1, "bar_start"),
+        _bars("bars_1m", 60),
+        _bars("bars_1h", 3_600),
+        _bars("bars_1d", 86_400),
+    )
+}
+
+
+def log_table(table: str) -> str:
+    """The table that has the log's rows behind this one: the trades for bars, else the table itself."""
+    return TRADES.table if any(table == bars.table for bars in BARS.values()) else table
+
+
 def dataset_of_topic(topic: str) -> Dataset | None:
     """The dataset whose topic this is, None when it is none of ours."""
     return next((dataset for dataset in DATASETS.values() if dataset.matches(topic)), None)

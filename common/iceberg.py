@@ -6,16 +6,18 @@ The homes of PyIceberg are this module, the sink's and the flight server's: test
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterator, Mapping
+from typing import Any, Self
 
 from pyiceberg.catalog import Catalog, load_catalog
 from pyiceberg.catalog.sql import IcebergTables, SqlCatalog
 from pyiceberg.exceptions import NoSuchNamespaceError, NoSuchTableError
-from pyiceberg.table import Transaction
+from pyiceberg.manifest import ManifestContent, ManifestFile
+from pyiceberg.table import TableProperties, Transaction
 from pyiceberg.table.metadata import TableMetadata
-from pyiceberg.table.snapshots import Snapshot
+from pyiceberg.table.snapshots import Operation, Snapshot
 from pyiceberg.table.update import update_table_metadata
+from pyiceberg.table.update.snapshot import _ManifestMergeManager, _OverwriteFiles
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
@@ -23,6 +25,8 @@ from common.errors import CatalogError, K2Error
 from common.settings import LakeSettings
 
 _SQLITE_BUSY_S = 30
+#: Where the table does not say: manifests are merged from 20 on, into ones of 8 MiB.
+_MANIFEST_BYTES, _MANIFESTS_MERGED_MIN = 8 * 1024**2, 20
 
 
 def open_catalog(settings: LakeSettings) -> Catalog:
@@ -62,6 +66,33 @@ class ThriftyTransaction(Transaction):
             metadata = update_table_metadata(self._table.metadata, self._updates)
             seen = self._seen = (self._updates, self._table.metadata, metadata)
         return seen[2]
+
+
+class MergingOverwrite(_OverwriteFiles):
+    """PyIceberg's overwrite, which leaves as few manifests as its merging append does.
+
+    Without this each commit leaves its manifest of added files and the one that lists what left, for ever.
+    """
+
+    @classmethod
+    def of(cls, transaction: Transaction, summary: Mapping[str, str]) -> Self:
+        """To be used as a context: at its end the snapshot is staged in the transaction."""
+        table = transaction._table
+        return cls(Operation.OVERWRITE, transaction, table.io, snapshot_properties=dict(summary))
+
+    def _existing_manifests(self) -> list[ManifestFile]:
+        return [m for m in super()._existing_manifests() if m.has_added_files() or m.has_existing_files()]
+
+    def _process_manifests(self, manifests: list[ManifestFile]) -> list[ManifestFile]:
+        properties = self._transaction.table_metadata.properties
+        merger: _ManifestMergeManager[Any] = _ManifestMergeManager(
+            target_size_bytes=int(properties.get(TableProperties.MANIFEST_TARGET_SIZE_BYTES, _MANIFEST_BYTES)),
+            min_count_to_merge=int(properties.get(TableProperties.MANIFEST_MIN_MERGE_COUNT, _MANIFESTS_MERGED_MIN)),
+            merge_enabled=True,
+            snapshot_producer=self,
+        )
+        rows = [manifest for manifest in manifests if manifest.content == ManifestContent.DATA]
+        return merger.merge_manifests(rows) + [m for m in manifests if m.content != ManifestContent.DATA]
 
 
 def summary_entry(snapshot: Snapshot, key: str) -> str | None:

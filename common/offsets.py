@@ -102,6 +102,28 @@ class PartitionOffsets(Mapping[KafkaPartition, int]):
             raise K2Error(f"Kafka offsets cannot be read from {text[:200]!r}: {error}") from None
 
 
+def slice_end(low: PartitionOffsets, high: PartitionOffsets, offsets_max: int) -> PartitionOffsets:
+    """How far to go from `low` towards `high` with at most `offsets_max` offsets: positions between both.
+
+    Each partition gets its share of what is left of it, so that all come to their end together. With `offsets_max` of
+    at least 1 there is progress wherever something is left. Partitions of which `high` is not ahead stay as they are.
+    """
+    behind = {p: until - low.next_offset(p) for p, until in high.items() if until > low.next_offset(p)}
+    total = sum(behind.values())
+    if total <= offsets_max:
+        return low.advanced(high)
+    shares = {p: left * offsets_max // total for p, left in behind.items()}
+    spare = offsets_max - sum(shares.values())
+    for partition in sorted(behind, key=lambda p: (-behind[p], p))[:spare]:
+        shares[partition] += 1
+    return low.advanced({p: low.next_offset(p) + share for p, share in shares.items() if share})
+
+
+def offsets_between(low: PartitionOffsets, high: PartitionOffsets) -> int:
+    """How many offsets lie between both, where `high` is ahead: rows at most, for offsets have holes."""
+    return sum(max(0, until - low.next_offset(partition)) for partition, until in high.items())
+
+
 def topic_short(topic_id: str) -> str:
     """The short form of a topic id that rows carry in `_kafka_topic`: the last 8, as time-ordered ids begin alike."""
     return topic_id[-8:]

@@ -171,6 +171,13 @@ class SinkSettings(Settings):
     commit_age_ms_max: int = Field(1_000, ge=10, le=3_600_000)
     poll_messages_max: int = Field(10_000, ge=1, le=100_000)
     snapshots_kept_min: int = Field(50, ge=1, le=10_000)
+    bars: bool = Field(True, description="keep market.bars_1s, bars_1m, bars_1h and bars_1d beside the trades")
+    bars_interval_ms: int = Field(
+        10_000,
+        ge=100,
+        le=3_600_000,
+        description="how often they take in what the trades have; queries never wait for it",
+    )
 
 
 class FlightSettings(Settings):

@@ -34,6 +34,7 @@ from ingest.service import IngestService
 from ingest.simulator import Simulator
 from k2.access import access
 from k2.backup import backup, restore
+from k2.bars import bars
 from k2.broker import EmbeddedBroker
 from k2.demo import Demo, DemoOptions
 from k2.runner import (
@@ -292,6 +293,7 @@ def query(sql: str, form: Format, uri: str, user: str | None, ca_file: Path | No
 cli.add_command(access)
 cli.add_command(backup)
 cli.add_command(restore)
+cli.add_command(bars)
 
 
 class _Broker:

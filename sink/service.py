@@ -12,13 +12,14 @@ from prometheus_client.registry import Collector
 
 from common.clock import Clock, SystemClock
 from common.codec import Decoder
-from common.datasets import DATASETS, Dataset
+from common.datasets import DATASETS, TRADES, Dataset
 from common.errors import BrokerError, CatalogError, K2Error, LogTruncated
 from common.log import KafkaLog, KafkaLogReader, TopicInfo
 from common.offsets import PartitionOffsets
 from common.registry import open_registry
 from common.settings import KafkaSettings, LakeSettings, SinkSettings
 from common.telemetry import get_logger
+from sink.bars_service import BarsService
 from sink.commit_policy import CommitPolicy
 from sink.consumer import Sources
 from sink.dead_letters import KafkaDeadLetters
@@ -69,8 +70,12 @@ class SinkService:
         self._threads: list[threading.Thread] = []
         self._stopping = threading.Event()
         self._failure: BaseException | None = None
+        has_bars = settings.bars and TRADES in self._datasets
+        self.bars = BarsService(lake, self._clock, interval_ms=settings.bars_interval_ms) if has_bars else None
         if registry is not None:
             registry.register(_StatsCollector(self))
+            if self.bars is not None:
+                registry.register(self.bars)
 
     def start(self) -> None:
         """Open the tables (made when missing), find the topics, and return with the workers running.
@@ -89,6 +94,8 @@ class SinkService:
         self._spawn("k2-sink-topics", self._watch_sources)
         for dataset in self._datasets:
             self._spawn(f"k2-sink-{dataset.name}", lambda worker=self._workers[dataset.name]: self._run(worker))
+        if self.bars is not None:
+            self.bars.start()
 
     def stop(self, timeout_s: float = 10.0) -> None:
         """Commit what is held and end. Idempotent; what could not be committed is read again by the next sink."""
@@ -97,6 +104,8 @@ class SinkService:
         for thread in self._threads:
             thread.join(max(0.0, deadline_s - time.monotonic()))
         late = [thread.name for thread in self._threads if thread.is_alive()]
+        if self.bars is not None and not self.bars.stop(max(0.0, deadline_s - time.monotonic())):
+            late.append("k2-sink-bars")
         if late:
             _log.error("the sink did not stop in time", timeout_s=timeout_s, threads=late)
         self._threads = [thread for thread in self._threads if thread.is_alive()]

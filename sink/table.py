@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import contextlib
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Self
 
@@ -32,15 +32,24 @@ from pyiceberg.io.pyarrow import pyarrow_to_schema
 from pyiceberg.manifest import DataFile
 from pyiceberg.partitioning import PartitionKey
 from pyiceberg.serializers import ToOutputFile
-from pyiceberg.table import Table
+from pyiceberg.table import Table, Transaction
 from pyiceberg.table.metadata import TableMetadata, TableMetadataV2
 from pyiceberg.table.snapshots import Snapshot, ancestors_of
 from pyiceberg.table.sorting import SortField, SortOrder
 from pyiceberg.transforms import IdentityTransform
 
+from common.commits import DELETED_KEY
 from common.datasets import NAMESPACE, Dataset
 from common.errors import CommitConflict, CommitStateUnknown, K2Error, SettingsError
-from common.iceberg import ThriftyTransaction, ensure_namespace, open_catalog, reason, summary_entry, translated
+from common.iceberg import (
+    MergingOverwrite,
+    ThriftyTransaction,
+    ensure_namespace,
+    open_catalog,
+    reason,
+    summary_entry,
+    translated,
+)
 from common.offsets import COMMIT_ID_KEY, SUMMARY_KEY, PartitionOffsets
 from common.schemas.arrow import table_schema
 from common.settings import LakeSettings
@@ -150,8 +159,18 @@ class IcebergTable:
                     written.append(_write(self._table.io, metadata, piece, key))
         return WrittenFiles(tuple(written), rows.num_rows)
 
-    def commit(self, files: WrittenFiles, base: PartitionOffsets, to: PartitionOffsets, commit_id: str) -> int:
+    def commit(
+        self,
+        files: WrittenFiles,
+        base: PartitionOffsets,
+        to: PartitionOffsets,
+        commit_id: str,
+        *,
+        replacing: Sequence[DataFile] = (),
+    ) -> int:
         """Make the files part of the table, and `to` its next offsets, in one snapshot; its id is returned.
+
+        Files that they replace leave it in the same snapshot, which is said to have taken no row out.
 
         Lands only if, for every partition in `to`, the table still has taken in exactly what `base` says; the entries
         of all other partitions are carried forward. No files means a snapshot that moves the offsets only.
@@ -167,13 +186,22 @@ class IcebergTable:
                     f"not {base.next_offset(partition)}: another writer was first"
                 )
         summary = {SUMMARY_KEY: stands.advanced(to).to_text(), COMMIT_ID_KEY: commit_id}
+        if replacing:
+            summary[DELETED_KEY] = PartitionOffsets().to_text()
         transaction = ThriftyTransaction(self._table)
-        with (
-            translated(f"prepare a commit to {self.name}"),
-            transaction.update_snapshot(snapshot_properties=summary).merge_append() as append,
-        ):
-            for data_file in files.data_files:
-                append.append_data_file(data_file)
+        with translated(f"prepare a commit to {self.name}"):
+            update = transaction.update_snapshot(snapshot_properties=summary)
+            with MergingOverwrite.of(transaction, summary) if replacing else update.merge_append() as change:
+                for data_file in replacing:
+                    change.delete_data_file(data_file)
+                for data_file in files.data_files:
+                    change.append_data_file(data_file)
+        return self.swap(transaction, commit_id)
+
+    def swap(self, transaction: Transaction, commit_id: str) -> int:
+        """Have the catalog take the transaction, on top of what was loaded or not at all; the new snapshot's id is
+        returned. Raises CommitConflict and CommitStateUnknown as `commit`.
+        """
         try:
             self._table = transaction.commit_transaction()
         except (CommitFailedException, ValidationException) as error:

@@ -23,6 +23,8 @@ DOC_KEY = b"doc"
 #: far above the schemas' own, so that schemas can grow.
 AUDIT_FIELD_ID_BASE = 10_000
 AUDIT_COLUMNS = ("_kafka_topic", "_kafka_partition", "_kafka_offset")
+#: The schemas whose records are computed from others.
+_COMPUTED = frozenset({"bar"})
 
 _PRIMITIVES: dict[str, pa.DataType] = {
     "string": pa.string(),
@@ -35,7 +37,7 @@ _PRIMITIVES: dict[str, pa.DataType] = {
 
 
 def avro_schema_text(schema_name: str) -> str:
-    """The text of a packaged schema: `trade`, `quote` or `instrument`."""
+    """The text of a packaged schema: `trade`, `quote`, `instrument` or `bar`."""
     try:
         return resources.files("common.schemas").joinpath(f"{schema_name}.avsc").read_text(encoding="utf-8")
     except FileNotFoundError:
@@ -76,8 +78,11 @@ def audit_fields() -> tuple[pa.Field, ...]:
 
 @cache
 def table_schema(schema_name: str) -> pa.Schema:
-    """The Arrow schema of the table and of the tail: the record's fields, then the audit columns."""
-    return pa.schema([*record_schema(schema_name), *audit_fields()])
+    """The Arrow schema of the table and of the tail: the record's fields, then the audit columns.
+
+    Computed records have no place in the log, and so no audit columns.
+    """
+    return pa.schema([*record_schema(schema_name), *(() if schema_name in _COMPUTED else audit_fields())])
 
 
 def _field(avro_field: dict[str, Any]) -> pa.Field:

@@ -19,7 +19,7 @@ import pyarrow as pa
 
 from common.clock import Clock
 from common.errors import K2Error, LimitExceeded, SnapshotExpired, StatementCancelled, TailGap, Unavailable
-from common.offsets import PartitionOffsets
+from common.offsets import PartitionOffsets, offsets_between, slice_end
 from common.settings import FlightSettings
 from flight_server.engine.admission import Admission
 from flight_server.engine.control import Subscribe
@@ -32,7 +32,6 @@ from flight_server.engine.seam import Lake
 from flight_server.engine.session_options import MARKET
 from flight_server.engine.shapes import check_unsigned, empty_batch, in_utc, unsigned_columns, without_dictionaries
 from flight_server.storage.as_of import check_cluster, parse_as_of
-from flight_server.storage.between_cuts import offsets_between, slice_end
 from flight_server.storage.read_view import Cut, TableCut
 
 #: How often a subscription that waits looks whether its client is still there.

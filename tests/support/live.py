@@ -37,7 +37,9 @@ class Live:
         lake_settings = self.lake_settings = LakeSettings.load(data_dir=folder)
         lake_settings.prepare()
         settings = FlightSettings(port=0, snapshot_refresh_ms=20, topic_refresh_ms=50, **{"pin_s_max": 0.05, **more})
-        self._sink = SinkService(kafka, lake_settings, SinkSettings(commit_age_ms_max=50), datasets=(TRADES,))
+        self._sink = SinkService(
+            kafka, lake_settings, SinkSettings(commit_age_ms_max=50, bars=False), datasets=(TRADES,)
+        )
         self._sink.start()
         self._lake = Lake(kafka, lake_settings, settings, datasets=(TRADES,))
         self._lake.start()

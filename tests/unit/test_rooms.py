@@ -28,6 +28,8 @@ HOMES: dict[str, tuple[str, ...]] = {
         "common/commit_files.py",
         "sink/table.py",
         "sink/layout.py",
+        "sink/added_rows.py",
+        "sink/bars_table.py",
         "sink/maintenance/",
         "sink/recovery/",
         "flight_server/storage/snapshots.py",

@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from common.errors import InvalidStatement, SnapshotExpired, Unavailable
-from common.offsets import KafkaPartition, PartitionOffsets, topic_short
-from flight_server.storage.between_cuts import changes_sql, check_range, offsets_between, slice_end
+from common.offsets import KafkaPartition, PartitionOffsets, offsets_between, slice_end, topic_short
+from flight_server.storage.between_cuts import changes_sql, check_range
 from flight_server.storage.read_view import Segment, Snapshot, TableCut, Tail
 
 A, B, OLD = (KafkaPartition("c", "topic-id-1", 0), KafkaPartition("c", "topic-id-1", 1), KafkaPartition("c", "old", 0))
