@@ -12,7 +12,7 @@ import threading
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from confluent_kafka import Consumer, IsolationLevel, KafkaError, KafkaException, TopicCollection, TopicPartition
 from confluent_kafka.admin import AdminClient, NewTopic, OffsetSpec
@@ -22,7 +22,8 @@ from common.offsets import KafkaPartition, PartitionOffsets
 from common.resilience import retrying
 from common.settings import KafkaSettings
 
-_TRANSIENT = {
+#: What passes by itself.
+TRANSIENT_ERRORS = {
     KafkaError._TRANSPORT,
     KafkaError._ALL_BROKERS_DOWN,
     KafkaError._TIMED_OUT,
@@ -60,6 +61,13 @@ class ConsumerBatch:
 
     def __len__(self) -> int:
         return len(self.offsets)
+
+
+class Share(NamedTuple):
+    """One partition of a topic by name, as consumer groups name it: they know no topic ids."""
+
+    topic: str
+    partition: int
 
 
 def joined(batches: Sequence[ConsumerBatch]) -> list[ConsumerBatch]:
@@ -242,7 +250,7 @@ class KafkaLog:
         return retrying(first_wait_s=0.05, wait_s_max=0.5, give_up_after_s=self._timeout_s)(listed)
 
     def _translated(self, doing: str, *, unless: int | None = None) -> contextlib.AbstractContextManager[None]:
-        return _translated(f"{doing} at {self._settings.bootstrap_servers}", unless=unless)
+        return translated_kafka(f"{doing} at {self._settings.bootstrap_servers}", unless=unless)
 
 
 class KafkaLogReader:
@@ -267,7 +275,7 @@ class KafkaLogReader:
             "fetch.message.max.bytes": 4 * 1024 * 1024,
             "queued.max.messages.kbytes": 65_536,
         }
-        with _translated(f"start a consumer for {self._servers}"):
+        with translated_kafka(f"start a consumer for {self._servers}"):
             self._consumer = Consumer(config)
         self._partitions: dict[tuple[str, int], KafkaPartition] = {}
         self._ids: dict[str, tuple[str, str]] = {}
@@ -281,7 +289,7 @@ class KafkaLogReader:
         self._read_from_positions()
 
     def poll(self, messages_max: int, timeout_s: float, *, fill: bool = False) -> list[ConsumerBatch]:
-        with _translated(f"read from {self._servers}"):
+        with translated_kafka(f"read from {self._servers}"):
             if fill:
                 messages = self._consumer.consume(messages_max, timeout_s)
             else:
@@ -310,13 +318,17 @@ class KafkaLogReader:
     def at_end(self) -> bool:
         return len(self._ended) == len(self._partitions)
 
+    def note(self, next_offsets: Mapping[Share, int]) -> None:
+        """As `note_group_offsets`, for the group that is named as the client is; nobody need be a member of it."""
+        note_group_offsets(self._consumer, next_offsets)
+
     def close(self) -> None:
         self._consumer.close()
 
     def _read_from_positions(self) -> None:
         """Let the consumer go on where `positions` says, whatever it has fetched or skipped beyond that."""
         self._ended = set()
-        with _translated(f"read from {self._servers}"):
+        with translated_kafka(f"read from {self._servers}"):
             self._consumer.assign(
                 [TopicPartition(topic, number, next_offset) for (topic, number), next_offset in self._next.items()]
             )
@@ -351,12 +363,24 @@ class KafkaLogReader:
                     f"{message.topic()}[{message.partition()}] no longer holds offset {self._next.get(key)}: "
                     f"{error.str()}; retention removed it, or the topic was made anew"
                 )
-            elif error.code() not in _TRANSIENT:
+            elif error.code() not in TRANSIENT_ERRORS:
                 raise BrokerError(f"the broker {self._servers} answered with an error while reading: {error.str()}")
         return records, ends
 
 
-class _translated(contextlib.AbstractContextManager[None]):  # noqa: N801  (reads as a phrase: with _translated(...))
+def note_group_offsets(consumer: Consumer, next_offsets: Mapping[Share, int]) -> None:
+    """Write group offsets, as a courtesy to tools that show lag: no answer is waited for, and no failure matters.
+
+    K2 itself never reads them: where a reader begins is what a table says.
+    """
+    with contextlib.suppress(KafkaException):
+        consumer.commit(
+            offsets=[TopicPartition(share.topic, share.partition, offset) for share, offset in next_offsets.items()],
+            asynchronous=True,
+        )
+
+
+class translated_kafka(contextlib.AbstractContextManager[None]):  # noqa: N801  (reads as a phrase: with translated_kafka(...))
     """confluent-kafka's exceptions as BrokerError."""
 
     def __init__(self, doing: str, *, unless: int | None = None) -> None:

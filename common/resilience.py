@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable
 from typing import Any
 
@@ -27,3 +28,11 @@ def retrying(
         reraise=True,
         **options,
     )
+
+
+def jittered_wait_s(failures: int, *, first_s: float, max_s: float, draw: Callable[[], float] = random.random) -> float:
+    """How long to wait after so many failures in a row, the first being 1: a random part of a bound that doubles.
+
+    For loops that tell by more than an exception whether to go on; others use `retrying`.
+    """
+    return draw() * min(max_s, first_s * 2.0 ** min(failures - 1, 30))

@@ -178,6 +178,20 @@ class SinkSettings(Settings):
         le=3_600_000,
         description="how often they take in what the trades have; queries never wait for it",
     )
+    group: str | None = Field(
+        None,
+        min_length=1,
+        max_length=200,
+        description="sinks with the same one share the partitions; per dataset it is the consumer group "
+        "GROUP-DATASET; unset = this sink takes all",
+    )
+    group_session_ms_max: int = Field(
+        10_000,
+        ge=1_000,
+        le=300_000,
+        description="a sink that is not heard of for this long loses its partitions to the others; brokers take no "
+        "less than 6,000 unless told to",
+    )
 
 
 class FlightSettings(Settings):

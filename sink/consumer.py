@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping, Set
+from dataclasses import dataclass, field, replace
+from typing import Protocol
 
-from common.log import ConsumerBatch, LogReader, TopicInfo
+from common.log import ConsumerBatch, LogReader, Share, TopicInfo
 from common.offsets import KafkaPartition, PartitionOffsets
 
 
@@ -13,20 +14,44 @@ from common.offsets import KafkaPartition, PartitionOffsets
 class Sources:
     """What there is to read: one cluster's topics of one dataset, by name.
 
-    `log_starts` is the first offset that each partition still holds, where it was asked for; absent means 0.
+    `log_starts` is the first offset that each partition still holds, where it was asked for; absent means 0. `shares`
+    are the partitions that a consumer group gave to this worker; None means all of them.
     """
 
     cluster_id: str = ""
     topics: Mapping[str, TopicInfo] = field(default_factory=dict)
     log_starts: PartitionOffsets = field(default_factory=PartitionOffsets)
+    shares: Set[Share] | None = None
 
     def partitions(self) -> dict[KafkaPartition, str]:
-        """Every partition with its topic's name."""
+        """Every partition that is to be read, with its topic's name."""
         return {
             KafkaPartition(self.cluster_id, info.topic_id, number): name
             for name, info in self.topics.items()
             for number in range(info.partitions)
+            if self.shares is None or Share(name, number) in self.shares
         }
+
+    def shared(self, shares: Set[Share]) -> Sources:
+        """The same topics, but of them only these partitions."""
+        return replace(self, shares=shares)
+
+    def by_name(self, offsets: PartitionOffsets) -> dict[Share, int]:
+        """The positions as consumer groups name them; of partitions that are not to be read, none."""
+        names = self.partitions()
+        return {
+            Share(names[partition], partition.partition): next_offset
+            for partition, next_offset in offsets.items()
+            if partition in names
+        }
+
+
+class GroupMember(Protocol):
+    """One of several workers that share the partitions; `common.consumer_group.KafkaGroupMember` is the real one."""
+
+    def follow(self, topics: Iterable[str]) -> None: ...
+    def serve(self, on_revoke: Callable[[Set[Share], bool], None]) -> Set[Share]: ...
+    def close(self) -> None: ...
 
 
 class LogConsumer:

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 
 from prometheus_client import CollectorRegistry
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
-from prometheus_client.registry import Collector
 
 from common.clock import Clock, SystemClock
 from common.codec import Decoder
+from common.consumer_group import KafkaGroupMember
 from common.datasets import DATASETS, TRADES, Dataset
 from common.errors import BrokerError, CatalogError, K2Error, LogTruncated
 from common.log import KafkaLog, KafkaLogReader, TopicInfo
@@ -24,8 +23,9 @@ from sink.commit_policy import CommitPolicy
 from sink.consumer import Sources
 from sink.dead_letters import KafkaDeadLetters
 from sink.maintenance.expiry import ExpiryPolicy, expire_snapshots
+from sink.stats import SinkStats, StatsCollector
 from sink.table import IcebergTable, WrittenFiles
-from sink.worker import SinkStats, SinkWorker
+from sink.worker import SinkWorker
 
 _log = get_logger("sink")
 
@@ -73,7 +73,7 @@ class SinkService:
         has_bars = settings.bars and TRADES in self._datasets
         self.bars = BarsService(lake, self._clock, interval_ms=settings.bars_interval_ms) if has_bars else None
         if registry is not None:
-            registry.register(_StatsCollector(self))
+            registry.register(StatsCollector(lambda: self.stats().values(), lambda: self._failure is None))
             if self.bars is not None:
                 registry.register(self.bars)
 
@@ -130,18 +130,32 @@ class SinkService:
     def _worker(self, dataset: Dataset, decoder: Decoder, finder: _SourceFinder) -> Worker:
         table = IcebergTable.open(self._lake, dataset)
         expiry = ExpiryPolicy(self._settings.snapshots_kept_min)
+        client_id = f"k2-sink-{dataset.name}"
+        reader = KafkaLogReader(self._kafka, client_id=client_id, fetch_wait_ms_max=_FETCH_WAIT_MS)
+        member = self._join(dataset, client_id)
         return SinkWorker(
             dataset=dataset,
             sources=lambda: finder.sources(dataset),
             confirm=finder.confirm,
-            reader=KafkaLogReader(self._kafka, client_id=f"k2-sink-{dataset.name}", fetch_wait_ms_max=_FETCH_WAIT_MS),
+            reader=reader,
+            member=member,
+            note_offsets=reader.note if member is None else member.note,
             decoder=decoder,
             table=table,
             dead_letters=KafkaDeadLetters(self._kafka),
             policy=CommitPolicy.from_settings(self._settings),
             clock=self._clock,
+            wait=self._stopping.wait,
             poll_messages_max=self._settings.poll_messages_max,
             after_commit=_Upkeep(table, expiry, self._clock).after_commit,
+        )
+
+    def _join(self, dataset: Dataset, client_id: str) -> KafkaGroupMember | None:
+        if self._settings.group is None:
+            return None
+        group = f"{self._settings.group}-{dataset.name}"
+        return KafkaGroupMember(
+            self._kafka, group, client_id=client_id, session_ms_max=self._settings.group_session_ms_max
         )
 
     def _run(self, worker: Worker) -> None:
@@ -294,37 +308,3 @@ class _Upkeep:
             return
         if expired:
             _log.debug("old snapshots expired", table=self._table.name, snapshots=expired)
-
-
-class _StatsCollector(Collector):
-    """The counters for Prometheus, read when they are asked for."""
-
-    def __init__(self, service: SinkService) -> None:
-        self._service = service
-
-    def collect(self) -> Iterator[Metric]:
-        stats = self._service.stats().values()
-        counters = (
-            ("rows_read", "Rows decoded, those read again after a recovery included.", "rows_read"),
-            ("rows_committed", "Rows in committed snapshots.", "rows_committed"),
-            ("read_bytes", "Bytes of Avro read.", "bytes_read"),
-            ("commits", "Snapshots committed.", "commits"),
-            ("dead_letters", "Messages sent to the dead letters.", "dead_letters"),
-            ("conflicts", "Commits that found another writer's first.", "conflicts"),
-            ("recoveries", "Times a worker started over from its table.", "recoveries"),
-            ("poll_seconds", "Time spent waiting for and fetching messages.", "poll_s"),
-            ("decode_seconds", "Time spent decoding.", "decode_s"),
-            ("write_seconds", "Time spent sorting and writing data files.", "write_s"),
-            ("commit_seconds", "Time spent committing to the catalog.", "commit_s"),
-        )
-        for name, what, attribute in counters:
-            counter = CounterMetricFamily(f"k2_sink_{name}", what, labels=["dataset"])
-            for one in stats:
-                counter.add_metric([one.dataset], getattr(one, attribute))
-            yield counter
-        held = GaugeMetricFamily("k2_sink_held_rows", "Rows read and not committed yet.", labels=["dataset"])
-        for one in stats:
-            held.add_metric([one.dataset], one.rows_held)
-        yield held
-        running = not self._service.failure
-        yield GaugeMetricFamily("k2_sink_running", "0 when the sink ended by itself.", value=int(running))

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import contextlib
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Self
 
@@ -167,6 +167,7 @@ class IcebergTable:
         commit_id: str,
         *,
         replacing: Sequence[DataFile] = (),
+        manifests_written: Callable[[], None] = lambda: None,
     ) -> int:
         """Make the files part of the table, and `to` its next offsets, in one snapshot; its id is returned.
 
@@ -174,6 +175,7 @@ class IcebergTable:
 
         Lands only if, for every partition in `to`, the table still has taken in exactly what `base` says; the entries
         of all other partitions are carried forward. No files means a snapshot that moves the offsets only.
+        `manifests_written` is called between the snapshot's files and the catalog's swap: tests crash there.
 
         Raises CommitConflict: another commit was first; nothing landed, the files may be used again or discarded.
         Raises CommitStateUnknown: the catalog did not answer; the files must stay, `landed(commit_id)` tells.
@@ -196,6 +198,7 @@ class IcebergTable:
                     change.delete_data_file(data_file)
                 for data_file in files.data_files:
                     change.append_data_file(data_file)
+        manifests_written()
         return self.swap(transaction, commit_id)
 
     def swap(self, transaction: Transaction, commit_id: str) -> int:

@@ -2,14 +2,15 @@
 
 Guarantee: whatever step it dies at, a worker that starts again on the same table and log goes on so that each usable
 record of the log is in the table exactly once, and each unusable one in the dead-letter topic at least once. It keeps
-no state of its own: where to read on is what the table's newest snapshot says. Kafka's group offsets are not written;
-nothing of K2 reads them, and how far the sink is shows in its metrics.
+no state of its own: where to read on is what the table's newest snapshot says. Several workers may share a table's
+partitions by a consumer group; who is wrong about what is his, a zombie, finds the table moved on and lands nothing.
+Kafka's group offsets are written behind each commit for tools that show lag; nothing of K2 reads them.
 """
 
 from __future__ import annotations
 
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Set
 from dataclasses import dataclass, field, replace
 from enum import Enum
 from typing import Generic, Protocol, TypeVar
@@ -19,33 +20,21 @@ import pyarrow as pa
 from common.clock import Clock
 from common.codec import DecodedBatch
 from common.datasets import Dataset
-from common.errors import CommitConflict, CommitStateUnknown
-from common.log import ConsumerBatch, LogReader
+from common.errors import K2Error
+from common.log import ConsumerBatch, LogReader, Share
 from common.offsets import KafkaPartition, PartitionOffsets
 from common.schemas.arrow import table_schema
 from common.telemetry import correlation, get_logger
 from sink.commit_policy import CommitPolicy
-from sink.consumer import LogConsumer, Sources
+from sink.consumer import GroupMember, LogConsumer, Sources
 from sink.dead_letters import DeadLetter, DeadLetterWriter, dead_letters_of
+from sink.landing import Landing, Table
+from sink.stats import SinkStats
 
 _log = get_logger("sink")
 F = TypeVar("F")
 
-#: How often a commit is tried again on a table that another writer changed without touching our offsets (maintenance).
-_COMMIT_ATTEMPTS_MAX = 5
 _POLL_WAIT_S_MAX = 0.1
-
-
-class Table(Protocol[F]):
-    """What the worker needs of a table; `sink.table.IcebergTable` is the real one, F its written, uncommitted files."""
-
-    @property
-    def snapshot_id(self) -> int | None: ...
-    def committed_offsets(self) -> PartitionOffsets: ...
-    def write(self, rows: pa.Table) -> F: ...
-    def commit(self, files: F, base: PartitionOffsets, to: PartitionOffsets, commit_id: str) -> int: ...
-    def landed(self, commit_id: str) -> bool: ...
-    def discard(self, files: F) -> None: ...
 
 
 class BatchDecoder(Protocol):
@@ -61,38 +50,9 @@ class Passed(Enum):
     DECODED = "messages decoded and held"
     LETTERS_WRITTEN = "dead letters acknowledged"
     FILES_WRITTEN = "data files written"
+    MANIFESTS_WRITTEN = "manifests written"
     COMMITTED = "snapshot committed"
-
-
-@dataclass(frozen=True)
-class SinkStats:
-    """One dataset's counters since the worker was made, as of the end of its last step.
-
-    `rows_read` counts decoded rows, those read a second time after a recovery included. `read` is how far the log was
-    read, `committed` how far the table has taken it in. The `_s` figures are seconds spent in each part of the loop.
-    """
-
-    dataset: str
-    rows_read: int = 0
-    rows_committed: int = 0
-    rows_held: int = 0
-    bytes_read: int = 0
-    commits: int = 0
-    dead_letters: int = 0
-    conflicts: int = 0
-    recoveries: int = 0
-    holding: bool = False
-    read: PartitionOffsets = field(default_factory=PartitionOffsets)
-    committed: PartitionOffsets = field(default_factory=PartitionOffsets)
-    snapshot_id: int | None = None
-    poll_s: float = 0.0
-    decode_s: float = 0.0
-    write_s: float = 0.0
-    commit_s: float = 0.0
-
-    def drained(self, end_offsets: PartitionOffsets) -> bool:
-        """True when every record below `end_offsets` is in a committed snapshot or in the dead-letter topic."""
-        return not self.holding and self.read.advanced(self.committed).covers(end_offsets)
+    OFFSETS_NOTED = "offsets noted in Kafka"
 
 
 @dataclass
@@ -110,8 +70,10 @@ class SinkWorker(Generic[F]):
     """One dataset's loop over one table. One thread at a time; `stats` may be read from any.
 
     `sources` tells, without blocking, what there is to read now. `confirm` asks the log whether those topics are still
-    the same incarnations. `hook` is called between any two steps: a test raises there to script a crash. `after_commit`
-    is called behind each commit (maintenance); what it raises is the caller's.
+    the same incarnations. `member` says which partitions are this worker's; None means all. `wait` passes the time
+    between two tries of a commit. `note_offsets` tells Kafka's group how far the table is, and does not fail. `hook` is
+    called between any two steps: a test raises there to script a crash. `after_commit` is called behind each commit
+    (maintenance); what it raises is the caller's.
     """
 
     def __init__(
@@ -125,6 +87,9 @@ class SinkWorker(Generic[F]):
         dead_letters: DeadLetterWriter,
         policy: CommitPolicy,
         clock: Clock,
+        wait: Callable[[float], object],
+        member: GroupMember | None = None,
+        note_offsets: Callable[[Mapping[Share, int]], None] = lambda next_offsets: None,
         confirm: Callable[[Sources], bool] = lambda sources: True,
         poll_messages_max: int = 10_000,
         hook: Callable[[Passed], None] = lambda passed: None,
@@ -139,13 +104,24 @@ class SinkWorker(Generic[F]):
         self._dead_letters = dead_letters
         self._policy = policy
         self._clock = clock
+        self._member = member
+        self._note_offsets = note_offsets
         self._confirm = confirm
         self._poll_messages_max = poll_messages_max
         self._hook = hook
         self._after_commit = after_commit
-        self._new_commit_id = new_commit_id
+        self._landing = Landing(
+            table,
+            clock,
+            wait,
+            manifests_written=lambda: hook(Passed.MANIFESTS_WRITTEN),
+            new_commit_id=new_commit_id,
+        )
         self._schema = table_schema(dataset.schema_name)
+        self._found: Sources | None = None
         self._seen: Sources | None = None
+        self._shares: Set[Share] = frozenset()
+        self._doubtful = False
         self._committed = PartitionOffsets()
         self._held = _Held()
         self._in_order = False
@@ -154,12 +130,13 @@ class SinkWorker(Generic[F]):
     def step(self) -> bool:
         """One bounded turn: poll once, hold what came, commit if due. True when messages came or a commit was made.
 
-        Blocks for at most one poll (0.1 s) and one commit. Raises any K2Error of the log, the registry, the table or
-        the dead letters; the next step then starts over from what the table says.
+        Blocks for at most one poll (0.1 s) and one commit, or two when partitions go. Raises any K2Error of the log,
+        the registry, the table, the group or the dead letters; the next step then starts over from what the table says.
         """
         try:
             self._start_over_if_needed()
             self._in_order = False
+            self._serve_group()
             came = self._read()
             now_s = self._clock.monotonic_s()
             held = self._held
@@ -186,6 +163,8 @@ class SinkWorker(Generic[F]):
     def close(self) -> None:
         """Give up the log; what is held is dropped and will be read again by the next worker."""
         self._consumer.close()
+        if self._member is not None:
+            self._member.close()
         self._dead_letters.close()
 
     def _start_over_if_needed(self) -> None:
@@ -199,9 +178,53 @@ class SinkWorker(Generic[F]):
     def _start_over(self, committed: PartitionOffsets) -> None:
         self._held = _Held()
         self._committed = committed
-        self._seen = self._sources()
+        first = self._found is None
+        self._found = self._sources()
+        self._seen = self._ours(self._found)
+        if first:
+            self._tell_new_sources(self._found, committed)
         self._consumer.seek(self._seen, committed)
         self._hold_log_starts()
+
+    def _ours(self, sources: Sources) -> Sources:
+        return sources if self._member is None else sources.shared(self._shares)
+
+    def _serve_group(self) -> None:
+        """Hear which partitions are this worker's now. What is held of those that go is committed if it can be."""
+        if self._member is None:
+            return
+        self._doubtful = False
+        self._member.follow(self._sources().topics)
+        shares = self._member.serve(self._give_up)
+        if shares != self._shares:
+            _log.info("partitions shared out", dataset=self._dataset.name, ours=len(shares), before=len(self._shares))
+            self.stats = replace(self.stats, rebalances=self.stats.rebalances + 1)
+        self._shares = frozenset(shares)
+        if self._doubtful:
+            self._start_over(self._table.committed_offsets())
+
+    def _give_up(self, going: Set[Share], lost: bool) -> None:
+        """Partitions go to another worker; lost: they may be another's already, for all this one was last heard of."""
+        if self._held.oldest_s is None:
+            return
+        if lost:
+            _log.warning(
+                "this sink was away for too long and its partitions are others' now; what it held is dropped",
+                dataset=self._dataset.name,
+                partitions=len(going),
+                rows=self._held.rows,
+            )
+            self._doubtful = True
+            return
+        try:
+            self._commit()
+        except K2Error as error:
+            _log.warning(
+                "what was held of partitions that go could not be committed; whoever has them now reads it again",
+                dataset=self._dataset.name,
+                reason=error.message,
+            )
+            self._doubtful = True
 
     def _read(self) -> bool:
         """Poll, decode and hold; True when messages came."""
@@ -238,18 +261,28 @@ class SinkWorker(Generic[F]):
         return True
 
     def _follow_sources(self) -> None:
-        """Take up topics that appeared since the last step, and let go of those that went."""
-        sources = self._sources()
-        if sources is self._seen:
+        """Take up partitions that appeared, or became this worker's, since the last step; let go of those that went."""
+        found = self._sources()
+        if found is self._found and (self._member is None or (self._seen and self._seen.shares == self._shares)):
             return
-        before, self._seen = self._seen, sources
-        if self._held.oldest_s is not None and self._consumer.assigned - sources.partitions().keys():
+        before, self._found = self._found, found
+        self._seen = self._ours(found)
+        present = self._seen.partitions().keys()
+        if self._held.oldest_s is not None and self._consumer.assigned - present:
             self._start_over_on_new_topics()
             return
-        appeared, gone = self._consumer.extend(sources, self._committed)
-        if before is not None:
-            self._tell_changes(before, sources, appeared, gone)
+        if self._member is not None and present - self._consumer.assigned:
+            self._committed = self._others_moved_on()
+        appeared, gone = self._consumer.extend(self._seen, self._committed)
+        if before is not None and before is not found:
+            self._tell_changes(before, found, appeared, gone)
         self._hold_log_starts()
+
+    def _others_moved_on(self) -> PartitionOffsets:
+        """Where the table stands now; for partitions that are being read, where it stood when that began."""
+        stands, reading = self._table.committed_offsets(), self._consumer.assigned
+        kept = {p: n for p, n in self._committed.items() if p in reading}
+        return PartitionOffsets({p: n for p, n in stands.items() if p not in reading} | kept)
 
     def _start_over_on_new_topics(self) -> None:
         """A topic was deleted, or made anew, since what is held was read: drop it all and read again what is there.
@@ -292,53 +325,58 @@ class SinkWorker(Generic[F]):
             files = self._table.write(pa.Table.from_batches(held.batches, self._schema))
             written_s = self._clock.monotonic_s()
             self._hook(Passed.FILES_WRITTEN)
-            landed = self._land(files, base, to)
+            stands = self._land(files, base, to)
             committed_s = self._clock.monotonic_s()
-            if landed:
-                self._hook(Passed.COMMITTED)
-                stats = self.stats
-                self.stats = replace(
-                    stats,
-                    rows_committed=stats.rows_committed + held.rows,
-                    commits=stats.commits + 1,
-                    dead_letters=stats.dead_letters + len(held.letters),
-                    write_s=stats.write_s + written_s - began_s,
-                    commit_s=stats.commit_s + committed_s - written_s,
-                )
-                self._held = _Held()
-                self._committed = base.advanced(to)
-                _log.debug("committed", dataset=self._dataset.name, rows=held.rows, dead_letters=len(held.letters))
-                self._after_commit()
-        return landed
-
-    def _land(self, files: F, base: PartitionOffsets, to: PartitionOffsets) -> bool:
-        """Commit the files; True when they are in the table. False when they are not and the worker started over."""
-        commit_id = self._new_commit_id()
-        for _attempt in range(_COMMIT_ATTEMPTS_MAX):
-            try:
-                self._table.commit(files, base, to, commit_id)
-                return True
-            except CommitConflict as conflict:
-                self.stats = replace(self.stats, conflicts=self.stats.conflicts + 1)
-                stands = self._table.committed_offsets()
-                if any(stands.next_offset(p) != base.next_offset(p) for p in to):
-                    # Rule 2: another writer landed these offsets, or some of them. Ours are no longer wanted.
-                    _log.warning("another writer was first; reading on from the table", reason=conflict.message)
-                    self._table.discard(files)
-                    self._start_over(stands)
-                    return False
-            except CommitStateUnknown as unknown:
-                _log.warning("commit outcome unknown; asking the table", reason=unknown.message)
-                if self._table.landed(commit_id):
-                    return True
-                # Rule 3: nothing is deleted. Should it land after all, the fence lets no other one land on `base`.
-                self._start_over(self._table.committed_offsets())
+            if stands is not None:
+                self._start_over(stands)
                 return False
-        self._table.discard(files)
-        raise CommitConflict(
-            f"the table {self._dataset.table} was changed by others {_COMMIT_ATTEMPTS_MAX} times during one commit; "
-            "is a maintenance job running in a loop?"
-        )
+            self._hook(Passed.COMMITTED)
+            stats = self.stats
+            self.stats = replace(
+                stats,
+                rows_committed=stats.rows_committed + held.rows,
+                commits=stats.commits + 1,
+                dead_letters=stats.dead_letters + len(held.letters),
+                write_s=stats.write_s + written_s - began_s,
+                commit_s=stats.commit_s + committed_s - written_s,
+            )
+            self._held = _Held()
+            self._committed = base.advanced(to)
+            self._note_offsets(self._seen.by_name(to))
+            self._hook(Passed.OFFSETS_NOTED)
+            _log.debug("committed", dataset=self._dataset.name, rows=held.rows, dead_letters=len(held.letters))
+            self._after_commit()
+        return True
+
+    def _land(self, files: F, base: PartitionOffsets, to: PartitionOffsets) -> PartitionOffsets | None:
+        try:
+            return self._landing.land(files, base, to, others=self._member is not None)
+        finally:
+            self.stats = replace(self.stats, conflicts=self._landing.conflicts)
+
+    def _tell_new_sources(self, sources: Sources, committed: PartitionOffsets) -> None:
+        """At the start: what is new to a table that knows other clusters or topics already begins at its beginning."""
+        clusters = {partition.cluster_id for partition in committed}
+        if not clusters or not sources.topics:
+            return
+        if sources.cluster_id not in clusters:
+            _log.warning(
+                "the table was filled from another Kafka cluster; all topics of this one are read as new sources",
+                dataset=self._dataset.name,
+                cluster_id=sources.cluster_id,
+                known=sorted(clusters),
+            )
+            return
+        known = {partition.topic_id for partition in committed if partition.cluster_id == sources.cluster_id}
+        gone = known - {info.topic_id for info in sources.topics.values()}
+        for name, info in sources.topics.items():
+            if info.topic_id not in known:
+                _log.warning(
+                    "a topic is new to the table: it is read from its beginning, as a new source"
+                    + ("; topics that the table was filled from are gone, so it may have been made anew" * bool(gone)),
+                    topic=name,
+                    topic_id=info.topic_id,
+                )
 
     def _tell_changes(
         self, before: Sources, now: Sources, appeared: set[KafkaPartition], gone: set[KafkaPartition]
@@ -362,6 +400,7 @@ class SinkWorker(Generic[F]):
             holding=held.oldest_s is not None or not self._in_order,
             read=self._consumer.positions() if self._in_order else PartitionOffsets(),
             committed=self._committed,
+            partitions=len(self._consumer.assigned),
             snapshot_id=self._table.snapshot_id,
         )
 

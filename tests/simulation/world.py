@@ -642,6 +642,7 @@ class World:
             dead_letters=self.letters,
             policy=CommitPolicy(rows_max=10, bytes_max=1_000_000, age_ms_max=1_000),
             clock=self.clock,
+            wait=self.clock.advance,
             poll_messages_max=16,
             hook=hook,
         )

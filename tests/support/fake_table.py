@@ -163,6 +163,8 @@ class FakeTable:
         self._store = store
         self._reload()
 
+    name = "market.fake"
+
     @property
     def snapshot_id(self) -> int | None:
         return self._snapshot_id
@@ -177,8 +179,17 @@ class FakeTable:
     def write(self, rows: pa.Table) -> int:
         return self._store.put(rows)
 
-    def commit(self, files: int, base: PartitionOffsets, to: PartitionOffsets, commit_id: str) -> int:
+    def commit(
+        self,
+        files: int,
+        base: PartitionOffsets,
+        to: PartitionOffsets,
+        commit_id: str,
+        *,
+        manifests_written: Callable[[], None] = lambda: None,
+    ) -> int:
         store, version = self._store, self._version
+        manifests_written()
         fault = store.faults.popleft() if store.faults and store.faults[0] is not Fault.CATALOG_DOWN else None
         if fault is Fault.CONFLICT:
             store.maintain()

@@ -9,12 +9,14 @@ from typing import Any
 from common.clock import ManualClock
 from common.codec import Decoder, Encoder
 from common.datasets import TRADES
+from common.log import Share
 from common.offsets import PartitionOffsets
 from common.registry import EmbeddedRegistry
 from sink.commit_policy import CommitPolicy
 from sink.consumer import Sources
 from sink.dead_letters import DeadLetter
 from sink.worker import Passed, SinkWorker
+from tests.support.fake_group import FakeMember
 from tests.support.fake_log import FakeLog
 
 REGISTRY = EmbeddedRegistry()
@@ -56,11 +58,15 @@ class SinkBench:
     crash_at: dict[Passed, int] = field(default_factory=dict)
     after_commit: Callable[[], None] = lambda: None
     discovery_lags: bool = False
+    noted: dict[Share, int] = field(default_factory=dict)
     _sources: Sources | None = None
 
-    def worker(self) -> SinkWorker[Any]:
+    def worker(self, member: FakeMember | None = None) -> SinkWorker[Any]:
+        """`member`: it shares the partitions with others; without, it takes all."""
         return SinkWorker(
             dataset=TRADES,
+            member=member,
+            note_offsets=self.noted.update if member is None else member.note,
             sources=self.sources,
             confirm=self._confirm,
             reader=self.log.reader(),
@@ -69,6 +75,7 @@ class SinkBench:
             dead_letters=self.dead_letters,
             policy=self.policy,
             clock=self.clock,
+            wait=self.clock.advance,
             poll_messages_max=self.poll_messages_max,
             hook=self._hook,
             after_commit=self.after_commit,

@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+import structlog
+from structlog.testing import capture_logs
 
 from common.errors import BrokerError, CatalogError, CommitConflict, LogTruncated
 from common.offsets import KafkaPartition, PartitionOffsets
@@ -170,6 +172,36 @@ def test_records_held_of_a_topic_that_was_deleted_are_dropped_and_other_topics_l
     assert ids(store) == [100, 101]
 
 
+def test_what_is_new_to_a_table_is_said_at_the_start(
+    bench: SinkBench, store: FakeStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A sink that starts on a table of another cluster, or of a topic that was made anew while no sink ran."""
+    monkeypatch.setattr("sink.worker._log", structlog.wrap_logger(None, wrapper_class=structlog.BoundLogger))
+
+    def said_at_the_start() -> list[str]:
+        with capture_logs() as lines:
+            bench.run(bench.worker())
+        return [line["event"] for line in lines if line["log_level"] == "warning"]
+
+    bench.log.create(TOPIC)
+    fill(bench.log, 0, 3)
+    assert said_at_the_start() == [], "a new table says nothing"
+    assert said_at_the_start() == []
+    bench.log.create("market.crypto.trades.other")
+    assert said_at_the_start() == ["a topic is new to the table: it is read from its beginning, as a new source"]
+    bench.log.delete("market.crypto.trades.other")
+    bench.log.create(TOPIC)
+    fill(bench.log, 3, 3)
+    (said,) = said_at_the_start()
+    assert said.endswith("topics that the table was filled from are gone, so it may have been made anew")
+    bench.log = FakeLog("second-cluster")
+    bench.log.create(TOPIC)
+    fill(bench.log, 6, 3)
+    (said,) = said_at_the_start()
+    assert said.startswith("the table was filled from another Kafka cluster")
+    assert ids(store) == list(range(9))
+
+
 def test_another_cluster_is_another_source(bench: SinkBench, store: FakeStore) -> None:
     bench.log.create(TOPIC)
     fill(bench.log, 0, 3)
@@ -287,12 +319,16 @@ def test_a_commit_by_maintenance_in_between_costs_a_second_try_with_the_same_fil
 def test_maintenance_without_end_is_an_error_and_loses_nothing(bench: SinkBench, store: FakeStore) -> None:
     bench.log.create(TOPIC)
     fill(bench.log, 0, 12)
-    store.faults.extend([Fault.CONFLICT] * 5)
+    store.faults.extend([Fault.CONFLICT] * 10_000)
     worker = bench.worker()
     worker.step(), worker.step()
-    with pytest.raises(CommitConflict, match="maintenance job"):
+    began_s = bench.clock.monotonic_s()
+    with pytest.raises(CommitConflict, match="for 60 s; is a maintenance job"):
         worker.step()
+    assert 50 < bench.clock.monotonic_s() - began_s <= 60
+    assert worker.stats.conflicts > 50, "a time bounds the tries, not their number"
     assert not store.files
+    store.faults.clear()
     bench.run(worker)
     assert ids(store) == list(range(12))
 
