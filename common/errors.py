@@ -8,7 +8,7 @@
     ├ BrokerError          the log cannot be reached; LogTruncated: it no longer holds the offsets asked for
     ├ CatalogError         the Iceberg catalog or its files cannot be reached or read
     ├ CommitError          CommitConflict, CommitStateUnknown
-    ├ MaintenanceError     Refused, Interrupted: a job on a table was not begun, or stopped between two steps
+    ├ MaintenanceError     Refused, Overtaken, Interrupted: a job on a table was not begun, or stopped between two steps
     ├ ReadViewError        SnapshotNotFound, SnapshotExpired, TailGap
     ├ StatementError       InvalidStatement, TableNotFound, Unsupported, StatementTimeout,
     │                      StatementCancelled, LimitExceeded
@@ -128,6 +128,12 @@ class MaintenanceError(K2Error):
 
 class Refused(MaintenanceError):
     """The job would do harm, or cannot be done whole, so it was not begun."""
+
+
+class Overtaken(MaintenanceError):
+    """Another job changed what this one was about to change, and this one yielded: it changed nothing."""
+
+    retryable = True
 
 
 class Interrupted(MaintenanceError):

@@ -22,6 +22,7 @@ from pyiceberg.io.pyarrow import (
     compute_statistics_plan,
     data_file_statistics_from_parquet_metadata,
     parquet_path_to_id_mapping,
+    schema_to_pyarrow,
 )
 from pyiceberg.manifest import DataFile, DataFileContent, FileFormat
 from pyiceberg.partitioning import PartitionField, PartitionFieldValue, PartitionKey, PartitionSpec
@@ -66,6 +67,27 @@ def sort_columns(metadata: TableMetadata) -> tuple[str, ...]:
     if order is None or not all(isinstance(field.transform, IdentityTransform) for field in order.fields):
         return ()
     return tuple(str(metadata.schema().find_column_name(field.source_id)) for field in order.fields)
+
+
+def file_schema(schema: Schema) -> pa.Schema:
+    """The columns of a data file of the table, with their field ids."""
+    return pa.schema([plain(field) for field in schema_to_pyarrow(schema, include_field_ids=True)])
+
+
+def plain(field: pa.Field) -> pa.Field:
+    """The same field with 32-bit offsets, as K2's own rows have them."""
+    kind = field.type
+    if pa.types.is_large_string(kind):
+        kind = pa.string()
+    elif pa.types.is_large_binary(kind):
+        kind = pa.binary()
+    elif pa.types.is_large_list(kind) or pa.types.is_list(kind):
+        kind = pa.list_(plain(kind.value_field))
+    elif pa.types.is_map(kind):
+        kind = pa.map_(plain(kind.key_field), plain(kind.item_field))
+    elif pa.types.is_struct(kind):
+        kind = pa.struct([plain(kind.field(n)) for n in range(kind.num_fields)])
+    return field.with_type(kind)
 
 
 def in_order(rows: pa.Table, columns: Sequence[str]) -> pa.Table:
@@ -153,6 +175,12 @@ def partition_key(metadata: TableMetadata, spec_id: int, partition: Record) -> P
     return PartitionKey(values, spec, metadata.schema())
 
 
+def _unpartitioned_id(metadata: TableMetadata) -> int:
+    """The table's spec without fields, the newest one first; its files have no partition to say it by."""
+    specs = [metadata.spec(), *reversed(metadata.partition_specs)]
+    return next((spec.spec_id for spec in specs if spec.is_unpartitioned()), metadata.default_spec_id)
+
+
 class DataFileWriter:
     """One data file of one partition, written as rows come. Nothing refers to it until its DataFile is committed.
 
@@ -165,6 +193,7 @@ class DataFileWriter:
         self._io = io
         self._metadata = metadata
         self._key = key
+        self._spec_id = _unpartitioned_id(metadata) if key is None else key.partition_spec.spec_id
         provider = load_location_provider(metadata.location, metadata.properties)
         self.path = provider.new_data_location(f"{uuid.uuid4()}.parquet", key)
         self._held: list[pa.Table] = []
@@ -202,18 +231,19 @@ class DataFileWriter:
             compute_statistics_plan(schema, properties),
             parquet_path_to_id_mapping(schema),
         )
-        return DataFile.from_args(
+        file = DataFile.from_args(
             content=DataFileContent.DATA,
             file_path=self.path,
             file_format=FileFormat.PARQUET,
             partition=Record() if self._key is None else self._key.partition,
             file_size_in_bytes=nbytes,
             sort_order_id=self._metadata.default_sort_order_id,
-            spec_id=self._metadata.default_spec_id if self._key is None else self._key.partition_spec.spec_id,
             equality_ids=None,
             key_metadata=None,
             **statistics.to_serialized_dict(),
         )
+        file.spec_id = self._spec_id
+        return file
 
     def abort(self) -> None:
         """Give up: remove the file. What the store does not remove is an orphan, which is harmless."""
