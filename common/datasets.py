@@ -5,16 +5,18 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-#: The Iceberg namespace, and the SQL schema, of the market's tables.
-NAMESPACE = "market"
+#: The Iceberg namespaces, and the SQL schemas, of the market's tables and of what K2 records about its own work.
+MARKET = "market"
+OPS = "ops"
 
 
 @dataclass(frozen=True)
 class Dataset:
     """One kind of record: one Avro schema, one Iceberg table, one topic per asset class and exchange.
 
-    `id_column` is the venue's own identity of the record within (exchange, symbol); `sort_columns` is the order of rows
-    inside a data file; `day_column` is the time by whose day the table is partitioned, None for a small table.
+    `id_column` is the venue's own identity of the record within (exchange, symbol), or K2's where there is none;
+    `sort_columns` is the order of rows inside a data file; `day_column` is the time by whose day the table is
+    partitioned, None for a small table. `name` is unique over all namespaces.
     """
 
     name: str
@@ -22,20 +24,21 @@ class Dataset:
     id_column: str
     sort_columns: tuple[str, ...]
     day_column: str | None
+    namespace: str = MARKET
 
     @property
     def table(self) -> str:
         """The table's identifier, `market.trades`."""
-        return f"{NAMESPACE}.{self.name}"
+        return f"{self.namespace}.{self.name}"
 
     @property
     def topic_pattern(self) -> str:
         """A regular expression that matches exactly this dataset's topics."""
-        return rf"^market\.[a-z]+\.{self.name}\.[a-z0-9_-]+$"
+        return rf"^{self.namespace}\.[a-z]+\.{self.name}\.[a-z0-9_-]+$"
 
     def topic(self, *, asset_class: str, exchange: str) -> str:
         """The topic's name, `market.crypto.trades.binance`."""
-        return f"market.{asset_class}.{self.name}.{exchange}"
+        return f"{self.namespace}.{asset_class}.{self.name}.{exchange}"
 
     def matches(self, topic: str) -> bool:
         return re.match(self.topic_pattern, topic) is not None
@@ -44,11 +47,12 @@ class Dataset:
 TRADES = Dataset("trades", "trade", "trade_id", ("symbol", "event_time", "trade_id"), "event_time")
 QUOTES = Dataset("quotes", "quote", "quote_id", ("symbol", "receive_time", "quote_id"), "receive_time")
 INSTRUMENTS = Dataset("instruments", "instrument", "message_id", ("symbol", "updated_time"), None)
+GAP_EVENTS = Dataset("gap_events", "gap", "message_id", ("symbol", "first_id", "updated_time"), None, OPS)
 
-DATASETS: dict[str, Dataset] = {dataset.name: dataset for dataset in (TRADES, QUOTES, INSTRUMENTS)}
+DATASETS: dict[str, Dataset] = {dataset.name: dataset for dataset in (TRADES, QUOTES, INSTRUMENTS, GAP_EVENTS)}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Bars(Dataset):
     """A table of bars, which is computed from the trades: no topic has its rows. A bar is `width_us` long and begins at
     a multiple of that since 1970, UTC.
@@ -58,7 +62,7 @@ class Bars(Dataset):
 
 
 def _bars(name: str, width_s: int, day_column: str | None = None) -> Bars:
-    return Bars(name, "bar", "first_trade_id", ("symbol", "bar_start"), day_column, width_s * 1_000_000)
+    return Bars(name, "bar", "first_trade_id", ("symbol", "bar_start"), day_column, width_us=width_s * 1_000_000)
 
 
 #: The tables of bars, the finest first; each width is a multiple of those before it.

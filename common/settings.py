@@ -157,6 +157,13 @@ class IngestSettings(Settings):
         120_000, ge=3000, le=3_600_000, description="a message not acknowledged for this long ends ingest with an error"
     )
     checkpoint_interval_s: float = Field(10.0, gt=0, le=3600)
+    gap_grace_s: float = Field(
+        0.5, ge=0, le=60, description="trades that are missing for less long were late or out of order, and no gap"
+    )
+    gap_alert_ids_min: int = Field(10, ge=1, description="a gap of so many trades is an alert, a smaller one a warning")
+    gap_alert_ids_max: int = Field(
+        100, ge=1, description="while a larger gap is open, its symbol does not count as complete"
+    )
 
 
 class SinkSettings(Settings):

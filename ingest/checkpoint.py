@@ -1,8 +1,8 @@
-"""The ledger over restarts: a checkpoint file, the log behind it, and one writer per state directory (design rule 10).
+"""Ledger and gaps over restarts: a checkpoint file, the log behind it, and one writer per state directory (rule 10).
 
-A checkpoint says: every record of the log below these offsets is in this ledger, and everything in this ledger is in
-the log. The first half is what lets a restart skip the log's beginning; the second is why nothing in flight may be
-written down as taken: after a crash the log alone decides.
+A checkpoint says: every record of the log below these offsets is in these, and everything in these is in the log.
+The first half is what lets a restart skip the log's beginning; the second is why nothing in flight may be written down
+as taken: after a crash the log alone decides.
 """
 
 from __future__ import annotations
@@ -18,19 +18,23 @@ from types import TracebackType
 from typing import IO, Any, Final, Self
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from common.clock import Clock
 from common.codec import Decoder
-from common.datasets import INSTRUMENTS, QUOTES, TRADES, Dataset, dataset_of_topic
+from common.datasets import GAP_EVENTS, INSTRUMENTS, QUOTES, TRADES, Dataset, dataset_of_topic
 from common.errors import BrokerError, K2Error, SettingsError
 from common.log import ConsumerBatch, KafkaLog, KafkaLogReader, LogReader, TopicInfo
 from common.offsets import PartitionOffsets
 from common.registry import SchemaRegistry
 from common.settings import KafkaSettings
 from common.telemetry import get_logger
+from ingest.gaps import Gap, GapBook, GapLimits
 from ingest.ledger import Ledger, Take
 
-_FORM: Final = 1
+_FORM: Final = 2
+#: The form without gaps, which are then read from the log.
+_FORM_WITHOUT_GAPS: Final = 1
 _CHECKPOINT_FILE: Final = "ledger.json"
 _LOCK_FILE: Final = "ingest.lock"
 _MESSAGES_PER_POLL: Final = 5_000
@@ -40,30 +44,33 @@ _SILENT_TIMEOUTS: Final = 3
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """A ledger and the offsets it covers: every record of the log below `covered` is in `ledger`."""
+    """Ledger and gaps, and the offsets they cover: every record of the log below `covered` is in them."""
 
     covered: PartitionOffsets
     ledger: Ledger
+    gaps: GapBook
 
     def to_text(self) -> str:
         tree = {
             "form": _FORM,
             "covered": json.loads(self.covered.to_text()),
             "ledger": json.loads(self.ledger.to_text()),
+            "gaps": json.loads(self.gaps.to_text()),
         }
         return json.dumps(tree, separators=(",", ":"), sort_keys=True)
 
     @classmethod
-    def from_text(cls, text: str) -> Checkpoint:
+    def from_text(cls, text: str, limits: GapLimits) -> Checkpoint:
         """The reverse of `to_text`. Raises K2Error when the text is not that form."""
         try:
             tree = json.loads(text)
-            if tree["form"] != _FORM:
+            if tree["form"] not in (_FORM, _FORM_WITHOUT_GAPS):
                 raise ValueError(f"form {tree['form']!r} is not known")
             covered, ledger = json.dumps(tree["covered"]), json.dumps(tree["ledger"])
+            gaps = json.dumps(tree["gaps"]) if tree["form"] == _FORM else GapBook(limits).to_text()
         except (ValueError, KeyError, TypeError) as error:
             raise K2Error(f"it is no checkpoint of this version ({error!r})") from None
-        return cls(PartitionOffsets.from_text(covered), Ledger.from_text(ledger))
+        return cls(PartitionOffsets.from_text(covered), Ledger.from_text(ledger), GapBook.from_text(gaps, limits))
 
 
 class StateDirectory:
@@ -105,11 +112,11 @@ class StateDirectory:
             self._lock.close()
             self._lock = None
 
-    def load(self) -> Checkpoint | None:
+    def load(self, limits: GapLimits) -> Checkpoint | None:
         """The checkpoint; None when there is none yet. Raises SettingsError when it cannot be read."""
         file = self._path / _CHECKPOINT_FILE
         try:
-            return Checkpoint.from_text(file.read_text(encoding="utf-8"))
+            return Checkpoint.from_text(file.read_text(encoding="utf-8"), limits)
         except FileNotFoundError:
             return None
         except (OSError, K2Error, UnicodeDecodeError) as error:
@@ -148,8 +155,11 @@ class StateDirectory:
         self.close()
 
 
-def apply_batch(ledger: Ledger, dataset: Dataset, rows: pa.RecordBatch) -> None:
+def apply_batch(ledger: Ledger, gaps: GapBook, dataset: Dataset, rows: pa.RecordBatch) -> None:
     """Take every row of a decoded record batch. The order within a symbol is the log's."""
+    if dataset is GAP_EVENTS:
+        _apply_gaps(gaps, rows)
+        return
     exchanges, symbols = rows.column("exchange").to_pylist(), rows.column("symbol").to_pylist()
     ids = rows.column(dataset.id_column).to_pylist()
     takes: dict[str, Callable[[str, str, Any], Take]] = {
@@ -160,17 +170,35 @@ def apply_batch(ledger: Ledger, dataset: Dataset, rows: pa.RecordBatch) -> None:
     take = takes[dataset.name]
     for exchange, symbol, one_id in zip(exchanges, symbols, ids, strict=True):
         take(exchange, symbol, one_id)
+    if dataset is TRADES:
+        backfilled = pc.indices_nonzero(pc.equal(rows.column("source"), "backfill")).to_pylist()
+        for index in backfilled:
+            gaps.backfilled((exchanges[index], symbols[index]), ids[index])
+
+
+def _apply_gaps(gaps: GapBook, rows: pa.RecordBatch) -> None:
+    """Times as they are in a Gap: integers of microseconds."""
+    plain = pa.schema([pa.field(f.name, pa.int64() if pa.types.is_timestamp(f.type) else f.type) for f in rows.schema])
+    for record in rows.cast(plain).to_pylist():
+        gaps.apply(Gap.from_record(record))
 
 
 class CatchUp:
-    """Reads the log of one exchange into a ledger before anything is produced.
+    """Reads the log of one exchange into ledger and gaps before anything is produced.
 
     Blocking. Raises BrokerError when the log cannot be read to its end. `messages_read` and `messages_broken` count.
     """
 
     def __init__(
-        self, kafka: KafkaSettings, registry: SchemaRegistry, topics: Iterable[TopicInfo], *, clock: Clock
+        self,
+        kafka: KafkaSettings,
+        registry: SchemaRegistry,
+        topics: Iterable[TopicInfo],
+        limits: GapLimits,
+        *,
+        clock: Clock,
     ) -> None:
+        self._limits = limits
         self._kafka = kafka
         self._registry = registry
         self._topics = {info.topic: info for info in topics}
@@ -181,7 +209,7 @@ class CatchUp:
         self.messages_broken = 0
 
     def run(self, log: KafkaLog, checkpoint: Checkpoint | None) -> Checkpoint:
-        """The ledger as of the log's end: `checkpoint` where it is this log's, and every record behind it.
+        """Ledger and gaps as of the log's end: `checkpoint` where it is this log's, and every record behind it.
 
         A checkpoint of another cluster, or of topics that were made anew since, counts for nothing: its records are not
         in this log. So does one that covers more than the log holds. Where retention has removed records behind the
@@ -195,24 +223,23 @@ class CatchUp:
             self._log.warning("the log lost records that the checkpoint covers; it is not used")
             checkpoint = None
         if checkpoint is None:
-            return self._read(oldest, Ledger())
-        return self._read(oldest.advanced(checkpoint.covered), checkpoint.ledger)
+            return self._read(oldest, Ledger(), GapBook(self._limits))
+        return self._read(oldest.advanced(checkpoint.covered), checkpoint.ledger.copy(), checkpoint.gaps.copy())
 
-    def _read(self, starts: PartitionOffsets, known: Ledger) -> Checkpoint:
+    def _read(self, starts: PartitionOffsets, ledger: Ledger, gaps: GapBook) -> Checkpoint:
         """The log from `starts` on, on top of what is known."""
-        ledger = known.copy()
         with contextlib.closing(KafkaLogReader(self._kafka, client_id="k2-ingest-catch-up")) as reader:
             reader.assign(starts, {info.topic_id: info.topic for info in self._topics.values()})
-            self._read_to_end(reader, ledger)
-            return Checkpoint(reader.positions(), ledger)
+            self._read_to_end(reader, ledger, gaps)
+            return Checkpoint(reader.positions(), ledger, gaps)
 
-    def _read_to_end(self, reader: LogReader, ledger: Ledger) -> None:
+    def _read_to_end(self, reader: LogReader, ledger: Ledger, gaps: GapBook) -> None:
         silent_s_max = _SILENT_TIMEOUTS * self._kafka.request_timeout_ms / 1000
         heard_at_s = self._clock.monotonic_s()
         while not reader.at_end():
             batches = reader.poll(_MESSAGES_PER_POLL, 0.1)
             for batch in batches:
-                self._take(batch, ledger)
+                self._take(batch, ledger, gaps)
             now_s = self._clock.monotonic_s()
             if batches:
                 heard_at_s = now_s
@@ -222,7 +249,7 @@ class CatchUp:
                     f"{silent_s_max:.0f} s; check the broker and start again"
                 )
 
-    def _take(self, batch: ConsumerBatch, ledger: Ledger) -> None:
+    def _take(self, batch: ConsumerBatch, ledger: Ledger, gaps: GapBook) -> None:
         dataset = dataset_of_topic(batch.topic)
         if dataset is None:
             return
@@ -232,4 +259,4 @@ class CatchUp:
         decoded = decoder.decode(batch)
         self.messages_read += len(batch)
         self.messages_broken += len(decoded.errors)
-        apply_batch(ledger, dataset, decoded.record_batch)
+        apply_batch(ledger, gaps, dataset, decoded.record_batch)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from bisect import bisect_right
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from enum import Enum
 from typing import Any, Final, NamedTuple
 
@@ -39,11 +39,15 @@ class IdRanges:
     in O(log n) of the number of ranges.
     """
 
-    __slots__ = ("_firsts", "_lasts")
+    __slots__ = ("_firsts", "_lasts", "_out_of_turn")
 
-    def __init__(self, ranges: Iterable[tuple[int, int]] = ()) -> None:
+    def __init__(
+        self, ranges: Iterable[tuple[int, int]] = (), *, out_of_turn: Callable[[], object] | None = None
+    ) -> None:
+        """`out_of_turn` is called after each change but the taking of the next id: only then can `gaps` change."""
         self._firsts: list[int] = []
         self._lasts: list[int] = []
+        self._out_of_turn = out_of_turn
         for first_id, last_id in ranges:
             self.take_range(first_id, last_id)
 
@@ -69,6 +73,8 @@ class IdRanges:
             first_id, last_id = min(first_id, firsts[low]), max(last_id, lasts[high - 1])
         firsts[low:high] = [first_id]
         lasts[low:high] = [last_id]
+        if self._out_of_turn is not None:
+            self._out_of_turn()
 
     def gaps(self) -> list[IdRange]:
         """The ids missing between the first and the last one taken."""
@@ -123,6 +129,7 @@ class Ledger:
         self._trades: dict[tuple[str, str], IdRanges] = {}
         self._quotes: dict[tuple[str, str], int] = {}
         self._instruments: dict[tuple[str, str], str] = {}
+        self._disturbed: set[tuple[str, str]] = set()
 
     def take(self, exchange: str, symbol: str, trade_id: int) -> Take:
         """Take a trade."""
@@ -169,8 +176,14 @@ class Ledger:
         """The trade ids taken, live: taking there is taking here."""
         ids = self._trades.get((exchange, symbol))
         if ids is None:
-            ids = self._trades[exchange, symbol] = IdRanges()
+            key = (exchange, symbol)
+            ids = self._trades[key] = IdRanges(out_of_turn=lambda: self._disturbed.add(key))
         return ids
+
+    def take_disturbed(self) -> set[tuple[str, str]]:
+        """The symbols whose trades came out of turn since this was last asked: those with new gaps, or with fewer."""
+        disturbed, self._disturbed = self._disturbed, set()
+        return disturbed
 
     def gaps(self, exchange: str, symbol: str) -> list[IdRange]:
         """The trade ids missing between the first and the last one taken: what a backfill would have to ask for."""

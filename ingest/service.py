@@ -19,7 +19,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 
 from common.clock import Clock, SystemClock
-from common.datasets import DATASETS, INSTRUMENTS, QUOTES, TRADES, Dataset, dead_letter_topic
+from common.datasets import DATASETS, GAP_EVENTS, INSTRUMENTS, QUOTES, TRADES, Dataset, dead_letter_topic
 from common.errors import BrokerError, EncodeError, FeedProtocolError, K2Error, SettingsError
 from common.log import KafkaLog, TopicInfo
 from common.registry import SchemaRegistry, open_registry
@@ -28,6 +28,8 @@ from common.settings import IngestSettings, KafkaSettings
 from common.telemetry import get_logger, new_correlation_id
 from ingest.checkpoint import CatchUp, Checkpoint, StateDirectory
 from ingest.feed import Feed
+from ingest.gap_watch import GapWatch
+from ingest.gaps import GapBook, GapLimits
 from ingest.ledger import Ledger, Take
 from ingest.loop_thread import LoopThread, Ready
 from ingest.normaliser import Normaliser, Record
@@ -63,6 +65,7 @@ class IngestStats:
     trades: int
     quotes: int
     instruments: int
+    records: dict[str, int]
     duplicates_dropped: dict[str, int]
     ignored: int
     dead_letters: int
@@ -73,6 +76,10 @@ class IngestStats:
     reconnects: int
     rotations: int
     gaps: int
+    gaps_open: int
+    missing_ids: int
+    lost_ids: int
+    oldest_gap_s: float
     log_messages_read: int
     checkpoints: int
 
@@ -113,12 +120,14 @@ class IngestService:
         self._turn = asyncio.Lock()
         self._stop_by_s: float | None = None
         self._ledger = Ledger()
+        self._limits = GapLimits(settings.gap_grace_s, settings.gap_alert_ids_min, settings.gap_alert_ids_max)
+        self._watch = GapWatch(self._ledger, GapBook(self._limits), self._clock)
         self._producer: EventProducer | None = None
         self._correlation_id = ""
         self._headers: Headers = []
         self._frames = self._ignored = self._log_messages_read = self._checkpoints = self._sends = 0
         self._taken = dict.fromkeys(DATASETS, 0)
-        self._duplicates = dict.fromkeys(DATASETS, 0)
+        self._duplicates = dict.fromkeys((TRADES.name, QUOTES.name, INSTRUMENTS.name), 0)
         metrics = registry or CollectorRegistry()
         metrics.register(_StatsCollector(self))
         self._acknowledged_s = Histogram(
@@ -177,6 +186,7 @@ class IngestService:
             trades=self._taken[TRADES.name],
             quotes=self._taken[QUOTES.name],
             instruments=self._taken[INSTRUMENTS.name],
+            records=dict(self._taken),
             duplicates_dropped=dict(self._duplicates),
             ignored=self._ignored,
             dead_letters=producer.dead_letters if producer else 0,
@@ -187,6 +197,10 @@ class IngestService:
             reconnects=self._feed.reconnects,
             rotations=self._feed.rotations,
             gaps=self._ledger.gap_count,
+            gaps_open=len(self._watch.gaps.open_gaps()),
+            missing_ids=self._watch.gaps.missing_ids(),
+            lost_ids=self._watch.lost_ids,
+            oldest_gap_s=self._watch.oldest_age_s,
             log_messages_read=self._log_messages_read,
             checkpoints=self._checkpoints,
         )
@@ -201,6 +215,7 @@ class IngestService:
         self._ledger = checkpoint.ledger
         if self._seed is not None:
             self._ledger.merge(self._seed)
+        self._watch = GapWatch(self._ledger, checkpoint.gaps, self._clock)
         self._producer = EventProducer(
             self._kafka,
             self._settings,
@@ -232,8 +247,10 @@ class IngestService:
         return {dataset: topics[name] for dataset, name in names.items()}
 
     def _caught_up(self, registry: SchemaRegistry, topics: Iterable[TopicInfo]) -> Checkpoint:
-        catch_up = CatchUp(self._kafka, registry, topics, clock=self._clock)
-        checkpoint = catch_up.run(KafkaLog(self._kafka), self._state.load() if self._state is not None else None)
+        catch_up = CatchUp(self._kafka, registry, topics, self._limits, clock=self._clock)
+        checkpoint = catch_up.run(
+            KafkaLog(self._kafka), self._state.load(self._limits) if self._state is not None else None
+        )
         self._log_messages_read = catch_up.messages_read
         self._log.info("caught up with the log", messages=catch_up.messages_read, broken=catch_up.messages_broken)
         return checkpoint
@@ -270,16 +287,20 @@ class IngestService:
         """Take in delivery reports also when no frames come, and keep checkpoints. Ends by BrokerError only."""
         assert self._producer is not None
         last_s = self._clock.monotonic_s()
-        gaps = self._ledger.gap_count
         while True:
             await asyncio.sleep(_POLL_S)
             self._producer.poll()
-            if (now_gaps := self._ledger.gap_count) > gaps:
-                self._log.warning("trade ids are missing", gaps=now_gaps)
-            gaps = now_gaps
+            self._watch.look()
+            self._tell_gaps()
             if self._state is not None and self._clock.monotonic_s() - last_s >= self._settings.checkpoint_interval_s:
                 last_s = self._clock.monotonic_s()
                 await self._checkpoint(_CHECKPOINT_FLUSH_S)
+
+    def _tell_gaps(self) -> None:
+        """What became of gaps, to the log; what the queue has no room for is told the next time."""
+        untold = self._watch.untold
+        while untold and self._send(GAP_EVENTS, untold[0].symbol, untold[0].record(), self._clock.now_us()):
+            untold.popleft()
 
     async def _finish(self) -> None:
         """A clean end: everything acknowledged, the checkpoint kept; both within the time that `stop` was given."""
@@ -296,12 +317,13 @@ class IngestService:
         """Write the checkpoint at a moment when all that is taken is acknowledged; False when none came in time."""
         assert self._producer is not None and self._state is not None
         async with self._turn:  # nothing is sent meanwhile; at the embedded broker's speed that is a few milliseconds
-            if not await self._flushed(timeout_s):
+            self._tell_gaps()
+            if self._watch.untold or not await self._flushed(timeout_s):
                 self._log.warning(
                     "no checkpoint this time: the broker did not acknowledge everything", timeout_s=timeout_s
                 )
                 return False
-            text = Checkpoint(self._producer.covered_offsets(), self._ledger).to_text()
+            text = Checkpoint(self._producer.covered_offsets(), self._ledger, self._watch.gaps).to_text()
         try:
             await asyncio.to_thread(self._state.save, text)
             self._checkpoints += 1
@@ -443,13 +465,20 @@ class _StatsCollector(Collector):
         duplicates = CounterMetricFamily(
             "k2_ingest_duplicates_dropped", "Records the log had already.", labels=["dataset"]
         )
-        for dataset, taken in zip(DATASETS, (stats.trades, stats.quotes, stats.instruments), strict=True):
+        for dataset, taken in stats.records.items():
             records.add_metric([dataset], taken)
-            duplicates.add_metric([dataset], stats.duplicates_dropped[dataset])
+        for dataset, dropped in stats.duplicates_dropped.items():
+            duplicates.add_metric([dataset], dropped)
         yield records
         yield duplicates
         yield GaugeMetricFamily("k2_ingest_queued_messages", "Messages not acknowledged yet.", value=stats.queued)
         yield GaugeMetricFamily("k2_ingest_trade_gaps", "Ranges of trade ids that are missing.", value=stats.gaps)
+        yield GaugeMetricFamily("k2_ingest_gaps_open", "Gaps that are not closed.", value=stats.gaps_open)
+        yield GaugeMetricFamily("k2_ingest_missing_ids", "Trade ids missing in these.", value=stats.missing_ids)
+        yield CounterMetricFamily("k2_ingest_lost_ids", "Trade ids given up as lost.", value=stats.lost_ids)
+        yield GaugeMetricFamily(
+            "k2_ingest_oldest_gap_seconds", "Age of the oldest gap that is not closed.", value=stats.oldest_gap_s
+        )
         yield GaugeMetricFamily(
             "k2_ingest_connected", "1 while the venue's websocket is open.", value=int(stats.connected)
         )

@@ -35,6 +35,8 @@ _DISCOVERY_INTERVAL_S = 2.0
 _COMMITS_PER_EXPIRY = 20
 _BACKOFF_S_FIRST, _BACKOFF_S_MAX = 0.25, 10.0
 _TRUNCATED_ATTEMPTS_MAX = 6
+#: The topics of all datasets, and others of their namespaces.
+_TOPICS = "^(" + "|".join(sorted({dataset.namespace for dataset in DATASETS.values()})) + r")\."
 
 Worker = SinkWorker[WrittenFiles]
 
@@ -277,7 +279,7 @@ class _SourceFinder:
         """
         with self._lock:
             cluster_id = self._log.cluster_id()
-            topics = self._log.topics(r"^market\.")
+            topics = self._log.topics(_TOPICS)
             for dataset in self._datasets:
                 ours = {name: info for name, info in topics.items() if dataset.matches(name)}
                 known = self._sources[dataset.name]

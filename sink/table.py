@@ -39,7 +39,7 @@ from pyiceberg.table.sorting import SortField, SortOrder
 from pyiceberg.transforms import IdentityTransform
 
 from common.commits import DELETED_KEY
-from common.datasets import NAMESPACE, Dataset
+from common.datasets import Dataset
 from common.errors import CommitConflict, CommitStateUnknown, K2Error, SettingsError
 from common.iceberg import (
     MergingOverwrite,
@@ -105,7 +105,7 @@ class IcebergTable:
         """The dataset's table, made when it is missing. Raises SettingsError, CatalogError."""
         catalog = open_catalog(settings)
         with translated(f"open the table {dataset.table}"):
-            ensure_namespace(catalog, NAMESPACE)
+            ensure_namespace(catalog, dataset.namespace)
             try:
                 table = catalog.load_table(dataset.table)
             except NoSuchTableError:
@@ -307,7 +307,7 @@ def _create(catalog: Catalog, settings: LakeSettings, dataset: Dataset) -> Table
     `Catalog.create_table` numbers the fields anew, so the first metadata file is written here and registered.
     """
     schema = pyarrow_to_schema(table_schema(dataset.schema_name))
-    location = f"{settings.resolved_warehouse.rstrip('/')}/{NAMESPACE}/{dataset.name}"
+    location = f"{settings.resolved_warehouse.rstrip('/')}/{dataset.namespace}/{dataset.name}"
     spec = partition_spec(schema, dataset, settings.symbol_buckets)
     order = [SortField(schema.find_field(column).field_id, IdentityTransform()) for column in dataset.sort_columns]
     metadata = TableMetadataV2.model_validate(

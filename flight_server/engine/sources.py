@@ -36,6 +36,7 @@ from flight_server.engine.sessions import Session
 from flight_server.engine.statements import Statement, StatementKind
 from flight_server.engine.table_functions import CHANGES, SNAPSHOTS, by_name, text_of, with_parameters
 from flight_server.storage.as_of import parse_as_of
+from flight_server.storage.ops_views import VIEWS, OpsView
 from flight_server.storage.read_view import Cut, TableCut, literal, quoted
 
 _TREES_MAX = 1_024
@@ -262,10 +263,11 @@ class Sources:
             if as_of:
                 raise tree
             return None
+        tree = self._without_views(tree, schema, parser, as_of=as_of)
         cuts: dict[TableRef, tuple[str, TableCut]] = {}
         columns: dict[TableRef, Sequence[tuple[str, str]]] = {}
         ops, now = set(), set()
-        market = {table.name for table in self._lake.tables() if table.schema == MARKET}
+        fed = {f"{table.schema}.{table.name}" for table in self._lake.tables() if table.schema in (MARKET, OPS)}
         for ref in tables_of(tree):
             if _is_ops(ref):
                 ops.add(ref.name.lower())
@@ -276,12 +278,14 @@ class Sources:
                     wanted = as_of_text(ref.at, cursor)
             where = self._schema_of(ref, schema)
             table = f"{where}.{ref.name}".lower()
-            if wanted and (ref.at is not None or where == MARKET):
+            if (view := _view_of(ref, where)) is not None:
+                now |= set(view.tables)
+            elif wanted and (ref.at is not None or where in (MARKET, OPS)):
                 cuts[ref] = (table, self._lake.table_cut(table, parse_as_of(wanted)))
                 had = self._lake.columns_at(table, cuts[ref][1]) if as_then or ref.at is not None else None
                 if had is not None:
                     columns[ref] = had
-            elif where == MARKET and ref.name.lower() in market:
+            elif table in fed:
                 now.add(table)
         called = functions_of(tree)
         snapshots = {ref: self._snapshots(ref, parser, values) for ref in called if ref.name == SNAPSHOTS}
@@ -329,6 +333,23 @@ class Sources:
             snapshots=snapshots,
             all_columns={f"{table.schema}.{table.name}": table.arrow_schema for table in self._lake.tables()},
         )
+
+    def _without_views(self, tree: Tree, schema: str, parser: Parser, *, as_of: str) -> Tree:
+        """The query with what the views of `ops` are in their place, where they are read as of an instant."""
+
+        def instead(ref: TableRef | FunctionRef) -> str | None:
+            view = _view_of(ref, self._schema_of(ref, schema)) if isinstance(ref, TableRef) else None
+            if view is None or not isinstance(ref, TableRef) or not (as_of or ref.at is not None):
+                return None
+            at = "" if ref.at is None else f" AT ({ref.at.unit} => {ref.at.expression})"
+            return view.select(lambda table, alias: f"{CATALOG}.{table} AS {alias}{at}")
+
+        if all(_view_of(ref, self._schema_of(ref, schema)) is None for ref in tables_of(tree)):
+            return tree
+        found = self._tree(rewritten(tree, instead, schema=schema), parser)
+        if isinstance(found, InvalidStatement):
+            raise found
+        return found
 
     def _snapshots(self, ref: FunctionRef, parser: Parser, values: Values | None) -> str:
         """The table that a call of k2_snapshots means."""
@@ -478,6 +499,11 @@ def _is_utc(session: Session | None) -> bool:
 
 def _is_ops(ref: TableRef) -> bool:
     return ref.schema.lower() == OPS and ref.catalog.lower() in ("", CATALOG) and ref.name.lower() in TABLES
+
+
+def _view_of(ref: TableRef, schema: str) -> OpsView | None:
+    """The view of `ops` that a reference to a table of this schema means."""
+    return VIEWS.get(ref.name.lower()) if schema == OPS and ref.catalog.lower() in ("", CATALOG) else None
 
 
 def _written(ref: TableRef) -> str:

@@ -1,8 +1,8 @@
 """The one in-memory DuckDB database of a flight server: catalog `k2`, its schemas of views, the tail's tables.
 
-One writer (the publisher) changes `market` and `tail`, another one (research_views) `research`, each one transaction at
-a time; every reader's transaction sees one published state of each, whole, for as long as it is open: that is DuckDB's
-MVCC, and it is what makes a query's cut exact and what pins it.
+One writer (the publisher) changes `market`, `ops` and `tail`, another one (research_views) `research`, each one
+transaction at a time; every reader's transaction sees one published state of each, whole, for as long as it is open:
+that is DuckDB's MVCC, and it is what makes a query's cut exact and what pins it.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from typing import Any
 import duckdb
 import pyarrow as pa
 
+from common.datasets import MARKET, OPS
 from common.errors import SettingsError, Unavailable
 from common.settings import FlightSettings, LakeSettings
 from flight_server.storage.read_view import literal, quoted
 
 CATALOG = "k2"
-MARKET = "market"
 TAIL = "tail"
 RESEARCH = "research"
 #: The function, and the variable of a cursor, that say which cut a statement is of.
@@ -72,6 +72,7 @@ class Database:
         self._root.execute(f"ATTACH ':memory:' AS {CATALOG}")
         self._root.execute(f"USE {CATALOG}")
         self._root.execute(f"CREATE SCHEMA {MARKET}")
+        self._root.execute(f"CREATE SCHEMA {OPS}")
         self._root.execute(f"CREATE SCHEMA {TAIL}")
         self._root.execute(f"CREATE SCHEMA {RESEARCH}")
         self._root.execute(f"CREATE MACRO {MARKET}.{CUT_FUNCTION}() AS CAST(getvariable('{CUT_FUNCTION}') AS VARCHAR)")
@@ -165,8 +166,15 @@ class Database:
     def drop_segment(self, relation: str) -> None:
         self._writer.execute(f"DROP TABLE {relation}")
 
-    def replace_view(self, name: str, select: str) -> None:
-        self._writer.execute(f"CREATE OR REPLACE VIEW {CATALOG}.{MARKET}.{quoted(name)} AS {select}")
+    def replace_view(self, table: str, select: str) -> None:
+        """`table` is a full name, as in "market.trades"."""
+        schema, _, name = table.partition(".")
+        self._writer.execute(f"CREATE OR REPLACE VIEW {CATALOG}.{schema}.{quoted(name)} AS {select}")
+
+    def create_view(self, table: str, select: str) -> None:
+        """A view over the published tables that stays as it is, in a transaction of its own."""
+        with self.publication():
+            self.replace_view(table, select)
 
     def set_positions(
         self, generation: int, changed: Iterable[tuple[int, int]], added: Iterable[tuple[int, int]]

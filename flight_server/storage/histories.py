@@ -15,7 +15,7 @@ from pyiceberg.catalog import Catalog
 from pyiceberg.exceptions import NoSuchNamespaceError, NoSuchTableError
 
 from common.commit_files import CommitLog
-from common.datasets import NAMESPACE, Dataset
+from common.datasets import Dataset
 from common.errors import SnapshotExpired, Unavailable
 from common.iceberg import metadata_locations, open_catalog, reason, translated
 from common.schemas.arrow import FIELD_ID_KEY, table_schema
@@ -107,7 +107,7 @@ class Histories:
         if self._catalog is None:
             self._catalog = open_catalog(self._settings)
         with translated(f"ask the catalog for {dataset.table}"):
-            location = metadata_locations(self._catalog, NAMESPACE).get(dataset.name)
+            location = metadata_locations(self._catalog, dataset.namespace).get(dataset.name)
             if location is not None and location == self._read.get(dataset.table):
                 return log
             try:

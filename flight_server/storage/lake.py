@@ -16,7 +16,7 @@ import pyarrow as pa
 from prometheus_client import CollectorRegistry, Gauge, Histogram
 
 from common.clock import Clock, SystemClock
-from common.datasets import INSTRUMENTS, QUOTES, TRADES, Dataset
+from common.datasets import DATASETS, OPS, Dataset
 from common.errors import K2Error, TableNotFound, Unavailable
 from common.log import KafkaLog, KafkaLogReader, TopicInfo
 from common.offsets import PartitionOffsets
@@ -27,10 +27,11 @@ from common.telemetry import get_logger
 from flight_server.storage.as_of import AsOf, AsOfCut, condition_at, table_cut
 from flight_server.storage.between_cuts import Choose
 from flight_server.storage.commit_rows import ops_rows
-from flight_server.storage.database import CATALOG, MARKET, RESEARCH, Database
+from flight_server.storage.database import CATALOG, RESEARCH, Database
 from flight_server.storage.file_index import Condition
 from flight_server.storage.histories import Histories
 from flight_server.storage.manifests import ManifestReader
+from flight_server.storage.ops_views import VIEWS, OpsView
 from flight_server.storage.read_view import Seen, Snapshot, TableCut, quoted
 from flight_server.storage.research import ResearchTables
 from flight_server.storage.research_views import ResearchViews
@@ -78,7 +79,7 @@ class Lake:
         *,
         registry: CollectorRegistry | None = None,
         clock: Clock | None = None,
-        datasets: Sequence[Dataset] = (TRADES, QUOTES, INSTRUMENTS),
+        datasets: Sequence[Dataset] = tuple(DATASETS.values()),
     ) -> None:
         self._kafka = kafka
         self._settings = settings
@@ -236,10 +237,12 @@ class Lake:
         return [] if self._publisher is None else self._publisher.parts(cursor, table, count, rows_min=rows_min)
 
     def tables(self) -> list[TableInfo]:
-        """The tables of `market` and of `research`, these as of their latest publication."""
-        market = [TableInfo(CATALOG, MARKET, d.name, "TABLE", table_schema(d.schema_name)) for d in self._datasets]
+        """The tables of `market`, those of `ops` that the log feeds, and those of `research` as of their latest
+        publication."""
+        fed = [TableInfo(CATALOG, d.namespace, d.name, "TABLE", table_schema(d.schema_name)) for d in self._datasets]
+        fed += [TableInfo(CATALOG, OPS, view.name, "VIEW", view.columns) for view in self._views()]
         research = self._research_views.schemas().items()
-        return market + [TableInfo(CATALOG, RESEARCH, name, "TABLE", schema) for name, schema in research]
+        return fed + [TableInfo(CATALOG, RESEARCH, name, "TABLE", schema) for name, schema in research]
 
     @property
     def research_version(self) -> int:
@@ -252,6 +255,10 @@ class Lake:
         Raises CatalogError or Unavailable.
         """
         self._research_views.publish()
+
+    def _views(self) -> list[OpsView]:
+        tables = {dataset.table for dataset in self._datasets}
+        return [view for view in VIEWS.values() if tables.issuperset(view.tables)]
 
     # -- the service's side
 
@@ -266,6 +273,10 @@ class Lake:
         self._publisher = Publisher(
             self._database, self._reader, registry, self._settings, self._clock, self._datasets, topic_ids=log.topic_ids
         )
+        for view in self._views():
+            self._database.create_view(
+                f"{OPS}.{view.name}", view.select(lambda table, alias: f"{CATALOG}.{table} AS {alias}")
+            )
         self._threads = [
             threading.Thread(target=self._guarded, args=(self._publish,), name="k2-publisher"),
             threading.Thread(target=self._guarded, args=(self._refresh, log), name="k2-refresher"),

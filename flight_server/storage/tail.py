@@ -540,7 +540,7 @@ class Publisher:
                 if not self._goes_on(table, segments):
                     relation = self._database.create_segment(f"{name}_{next(self._segment_numbers)}", table.columns)
                     segments = (*segments, Segment(relation, PartitionOffsets(), PartitionOffsets()))
-                self._database.replace_view(name, view_sql(one.snapshot, segments, table.columns))
+                self._database.replace_view(table.dataset.table, view_sql(one.snapshot, segments, table.columns))
                 stay = {segment.relation for segment in segments}
                 for segment in table.tail.segments:
                     if segment.relation not in stay:

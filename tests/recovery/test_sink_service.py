@@ -100,6 +100,7 @@ def test_three_datasets_land_in_three_tables(
         "trades": 500,
         "quotes": 300,
         "instruments": 1,
+        "gap_events": 0,
     }
     committed = IcebergTable.open(lake, TRADES).committed_offsets()
     assert committed == sink.stats()["trades"].committed

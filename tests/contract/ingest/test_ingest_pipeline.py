@@ -25,6 +25,7 @@ from common.registry import EmbeddedRegistry
 from common.settings import KafkaSettings
 from common.telemetry import CORRELATION_KEY
 from ingest.checkpoint import Checkpoint, StateDirectory
+from ingest.gaps import GapLimits
 from ingest.ledger import Ledger
 from ingest.normaliser import Normaliser
 from ingest.service import IngestService
@@ -256,11 +257,11 @@ def test_a_checkpoint_that_covers_more_than_the_log_holds_is_not_used(
     handled(first, 40)
     first.stop()
     with StateDirectory(tmp_path / "state") as state:
-        kept = state.load()
+        kept = state.load(GapLimits(0.5, 10, 100))
         assert kept is not None
         kept.ledger.take_trades("binance", "BTCUSDT", [(1, 20)])
         ahead = PartitionOffsets({partition: offset + 50 for partition, offset in kept.covered.items()})
-        state.save(Checkpoint(ahead, kept.ledger).to_text())
+        state.save(Checkpoint(ahead, kept.ledger, kept.gaps).to_text())
     second = ingest(source.url, state_dir=tmp_path / "state")
     assert second.stats().log_messages_read == 41
     handled(second, capture.frames)

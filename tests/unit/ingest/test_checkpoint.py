@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -10,34 +11,46 @@ import pytest
 from common.errors import K2Error, SettingsError
 from common.offsets import KafkaPartition, PartitionOffsets
 from ingest.checkpoint import Checkpoint, StateDirectory
-from ingest.ledger import Ledger
+from ingest.gaps import GapBook, GapLimits
+from ingest.ledger import IdRange, Ledger
+
+LIMITS = GapLimits(grace_s=0.0, alert_ids_min=10, alert_ids_max=100)
 
 
 def checkpoint(next_offset: int = 7) -> Checkpoint:
     ledger = Ledger()
     ledger.take_trades("binance", "BTCUSDT", [(1, 5), (8, 9)])
     ledger.take_quote("binance", "BTCUSDT", 44)
-    return Checkpoint(PartitionOffsets({KafkaPartition("cluster", "topic", 0): next_offset}), ledger)
+    gaps = GapBook(LIMITS)
+    gaps.observe(("binance", "BTCUSDT"), [IdRange(6, 7)], 1.0, 2_000_000)
+    return Checkpoint(PartitionOffsets({KafkaPartition("cluster", "topic", 0): next_offset}), ledger, gaps)
 
 
 def test_text_and_back_is_the_same_checkpoint() -> None:
     one = checkpoint()
-    assert Checkpoint.from_text(one.to_text()) == one
-    assert Checkpoint.from_text(one.to_text()).to_text() == one.to_text()
+    assert Checkpoint.from_text(one.to_text(), LIMITS) == one
+    assert Checkpoint.from_text(one.to_text(), LIMITS).to_text() == one.to_text()
+
+
+def test_a_checkpoint_from_before_there_were_gaps_is_read() -> None:
+    tree = json.loads(checkpoint().to_text())
+    del tree["gaps"]
+    read = Checkpoint.from_text(json.dumps(tree | {"form": 1}), LIMITS)
+    assert read == Checkpoint(checkpoint().covered, checkpoint().ledger, GapBook(LIMITS))
 
 
 @pytest.mark.parametrize("text", ["", "{}", "[]", '{"form":9}', '{"form":1,"covered":{},"ledger":{}}'])
 def test_a_text_that_is_no_checkpoint_is_refused(text: str) -> None:
     with pytest.raises(K2Error):
-        Checkpoint.from_text(text)
+        Checkpoint.from_text(text, LIMITS)
 
 
 def test_a_saved_checkpoint_is_loaded_and_replaced_whole(tmp_path: Path) -> None:
     with StateDirectory(tmp_path / "deep" / "state") as state:
-        assert state.load() is None
+        assert state.load(LIMITS) is None
         state.save(checkpoint(7).to_text())
         state.save(checkpoint(8).to_text())
-        assert state.load() == checkpoint(8)
+        assert state.load(LIMITS) == checkpoint(8)
     assert sorted(file.name for file in (tmp_path / "deep" / "state").iterdir()) == ["ingest.lock", "ledger.json"]
 
 
@@ -45,9 +58,9 @@ def test_a_half_written_checkpoint_of_a_crash_is_not_looked_at(tmp_path: Path) -
     with StateDirectory(tmp_path) as state:
         state.save(checkpoint(7).to_text())
         (tmp_path / "ledger.new").write_text(checkpoint(8).to_text()[:20])
-        assert state.load() == checkpoint(7)
+        assert state.load(LIMITS) == checkpoint(7)
         state.save(checkpoint(9).to_text())
-        assert state.load() == checkpoint(9)
+        assert state.load(LIMITS) == checkpoint(9)
 
 
 @pytest.mark.parametrize("content", [b"", b"\xff", b"{", b'{"form":1}'])
@@ -57,7 +70,7 @@ def test_a_broken_checkpoint_says_which_file_to_remove(tmp_path: Path, content: 
         StateDirectory(tmp_path) as state,
         pytest.raises(SettingsError, match=r"ledger\.json cannot be read.*remove it"),
     ):
-        state.load()
+        state.load(LIMITS)
 
 
 def test_a_second_ingest_on_the_state_directory_is_told_who_has_it(tmp_path: Path) -> None:
@@ -90,4 +103,4 @@ def test_a_checkpoint_that_the_disk_refuses_leaves_the_old_one(tmp_path: Path) -
         (tmp_path / "ledger.new").mkdir()
         with pytest.raises(SettingsError, match="cannot be written"):
             state.save(checkpoint(8).to_text())
-        assert state.load() == checkpoint(7)
+        assert state.load(LIMITS) == checkpoint(7)

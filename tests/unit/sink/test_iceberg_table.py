@@ -287,7 +287,7 @@ def test_three_tables_of_one_sqlite_catalog_are_committed_from_three_threads(lak
     for thread in threads:
         thread.join()
     assert not failures
-    assert all(IcebergTable.open(lake, d).committed_offsets() == offsets(p0=8) for d in DATASETS.values())
+    assert all(IcebergTable.open(lake, d).committed_offsets() == offsets(p0=8) for d in (TRADES, QUOTES, INSTRUMENTS))
 
 
 # --- outcomes that are not known --------------------------------------------------------------------------------------

@@ -69,6 +69,7 @@ def test_it_is_read_from_the_tables(tmp_path: Path) -> None:
         "trade": [trade(i) for i in (5, 3, 4, 9)] + [trade(1, symbol="ETHUSDT")],
         "quote": [quote(i) for i in (7, 8, 2)],
         "instrument": [instrument("BTCUSDT", "x")],
+        "gap": [],
     }
     for dataset in DATASETS.values():
         offsets = PartitionOffsets({KafkaPartition("c", "t", 0): 9})
