@@ -1,4 +1,4 @@
-"""`k2 backup` and `k2 restore`: what survives a lake, and a lake out of it. docs/runbook.md says when to use which."""
+"""`k2 backup`, `k2 restore` and `k2 tables recover`: what survives a lake, and a lake out of it."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from sink.maintenance.jobs import in_bytes
 from sink.recovery.archive import Archive, Backup
 from sink.recovery.backup import back_up
 from sink.recovery.folders import Folder
+from sink.recovery.recover import recover as recover_tables
 from sink.recovery.restore import restore as restore_lake
 from sink.recovery.upkeep import prune_backups, verify_backups
 
@@ -142,6 +143,27 @@ def restore(place: str, backup_id: str | None, data_dir: Path | None, dry_run: b
             dry_run=dry_run,
         )
     _say(report.to_json(), report.to_text(), as_json)
+
+
+@click.command()
+@click.argument("names", metavar="[TABLE]...", nargs=-1)
+@click.option("--uuid", help="Which one is meant, where a folder has the metadata of two tables.")
+@_DATA_DIR
+@_DRY_RUN
+@_JSON
+def recover(names: tuple[str, ...], uuid: str | None, data_dir: Path | None, dry_run: bool, as_json: bool) -> None:
+    """Find the tables of a lost catalog again, from the files of the warehouse alone; all where none is named.
+
+    Stop the services that write to the lake first. Of each table the newest version is registered that is whole.
+    """
+    with watched(quiet=as_json) as progress:
+        reports = recover_tables(
+            LakeSettings.load(data_dir=data_dir), names, uuid=uuid, progress=progress, dry_run=dry_run
+        )
+    for report in reports:
+        _say(report.to_json(), f"{report.table}: {report.to_text()}", as_json)
+    if not reports and not as_json:
+        click.echo("the catalog has every table of the warehouse already; nothing is lost")
 
 
 def _archive(place: str, lake: LakeSettings, settings: BackupSettings) -> Archive:

@@ -54,6 +54,7 @@ from common.offsets import COMMIT_ID_KEY, SUMMARY_KEY, PartitionOffsets
 from common.schemas.arrow import table_schema
 from common.settings import LakeSettings
 from sink.layout import GROUP_ROWS, DataFileWriter, by_partition, in_order, partition_spec, sort_columns
+from sink.recovery.lost import refuse_where_one_was
 
 TABLE_PROPERTIES: Mapping[str, str] = {
     # The fence: a conflicting append must fail, not land a second time on the new base.
@@ -308,6 +309,7 @@ def _create(catalog: Catalog, settings: LakeSettings, dataset: Dataset) -> Table
     """
     schema = pyarrow_to_schema(table_schema(dataset.schema_name))
     location = f"{settings.resolved_warehouse.rstrip('/')}/{dataset.namespace}/{dataset.name}"
+    refuse_where_one_was(catalog, dataset.table, location)
     spec = partition_spec(schema, dataset, settings.symbol_buckets)
     order = [SortField(schema.find_field(column).field_id, IdentityTransform()) for column in dataset.sort_columns]
     metadata = TableMetadataV2.model_validate(
