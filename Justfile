@@ -55,8 +55,9 @@ down:
 lock *ARGS:
     uv run --no-project python .ci/lock.py {{ ARGS }}
 
-# docs/settings.md from common/settings.py, and the tables of docs/flight-sql.md from the tests
+# docs/settings.md from common/settings.py, the options of docs/tables.md, and the tables of docs/flight-sql.md from the tests
 docs:
+    uv run python docs/tables_page.py
     uv run python docs/settings_page.py
     uv run python docs/flight_sql_page.py
 

@@ -48,6 +48,7 @@ from k2.runner import (
     run_until_stopped,
 )
 from k2.stack import Replay, ReplayDone, Server
+from k2.tables import tables
 from sink.service import SinkService
 
 _EPILOG = (
@@ -294,6 +295,7 @@ cli.add_command(access)
 cli.add_command(backup)
 cli.add_command(restore)
 cli.add_command(bars)
+cli.add_command(tables)
 
 
 class _Broker:

@@ -16,14 +16,18 @@ from sink.maintenance.jobs import Progress as JobProgress
 
 
 @contextlib.contextmanager
-def watched(*, quiet: bool = False) -> Iterator[JobProgress]:
-    """A progress to hand to a job. Bars go to standard error, when that is a terminal and `quiet` is not asked for.
+def watched(*, quiet: bool = False, about: str = "", stop: threading.Event | None = None) -> Iterator[JobProgress]:
+    """A progress to hand to a job. Bars go to standard error, when that is a terminal and `quiet` is not asked for;
+    `about` stands before each.
 
-    SIGINT and SIGTERM end the job with Interrupted at its next step or part of one.
+    SIGINT and SIGTERM end the job with Interrupted at its next step or part of one; with `stop`, its being set does.
     """
     console = Console(file=sys.stderr)
-    with stop_on_signals() as stop, _bars(console, shown=console.is_terminal and not quiet) as bars:
-        yield _Watched(bars, stop)
+    with (
+        contextlib.nullcontext(stop) if stop is not None else stop_on_signals() as stopping,
+        _bars(console, shown=console.is_terminal and not quiet) as bars,
+    ):
+        yield _Watched(bars, stopping, about)
 
 
 def _bars(console: Console, *, shown: bool) -> Progress:
@@ -40,15 +44,15 @@ def _bars(console: Console, *, shown: bool) -> Progress:
 class _Watched:
     """A bar for the step that is at work, in the place of the one before."""
 
-    def __init__(self, bars: Progress, stop: threading.Event) -> None:
-        self._bars, self._stop = bars, stop
+    def __init__(self, bars: Progress, stop: threading.Event, about: str) -> None:
+        self._bars, self._stop, self._about = bars, stop, about
         self._bar: TaskID | None = None
 
     def step(self, doing: str, total: int | None = None) -> None:
         self._end_if_asked(doing)
         if self._bar is not None:
             self._bars.remove_task(self._bar)
-        self._bar = self._bars.add_task(doing, total=total)
+        self._bar = self._bars.add_task(f"{self._about} {doing}".lstrip(), total=total)
 
     def advance(self, units: int = 1) -> None:
         if self._bar is not None:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Set
 from dataclasses import dataclass
+from typing import ClassVar
 
 from pyiceberg.exceptions import CommitFailedException
 from pyiceberg.table.metadata import TableMetadata
@@ -20,9 +21,10 @@ from pyiceberg.table.update.snapshot import ExpireSnapshots
 
 from common.commit_files import record
 from common.commits import HISTORY_KEY
+from common.errors import CommitConflict
 from common.iceberg import ThriftyTransaction, summary_entry, translated
 from common.offsets import SUMMARY_KEY
-from sink.table import IcebergTable
+from sink.maintenance.jobs import UNWATCHED, MaintainedTable, Progress, Report, counted
 
 
 @dataclass(frozen=True)
@@ -59,7 +61,7 @@ def snapshots_to_expire(metadata: TableMetadata, policy: ExpiryPolicy, now_us: i
     return {snapshot.snapshot_id for snapshot in newest_first} - kept
 
 
-def expire_snapshots(table: IcebergTable, policy: ExpiryPolicy, now_us: int) -> int:
+def expire_snapshots(table: MaintainedTable, policy: ExpiryPolicy, now_us: int) -> int:
     """Record all commits and expire what the policy lets go, as of the table's last load; returns how many went.
 
     0 when another writer committed at the same moment: the next round will do it. Raises CatalogError; then some files
@@ -85,3 +87,49 @@ def expire_snapshots(table: IcebergTable, policy: ExpiryPolicy, now_us: int) -> 
         if recorded is not None:
             recorded.landed()
     return len(expiring)
+
+
+#: Commits that came first, before `expire` gives up.
+_ATTEMPTS_MAX = 8
+
+
+@dataclass(frozen=True)
+class ExpireReport(Report):
+    """Snapshots that went, and those that are kept; their files stay until they are orphans of some age."""
+
+    job: ClassVar[str] = "expire"
+
+    snapshots_expired: int
+    snapshots_kept: int
+
+    def to_text(self) -> str:
+        would = "would expire" if self.dry_run else "expired"
+        return f"{counted(self.snapshots_expired, 'snapshot')} {would}, {self.snapshots_kept:,} kept"
+
+
+def expire(
+    table: MaintainedTable,
+    policy: ExpiryPolicy,
+    now_us: int,
+    *,
+    dry_run: bool = False,
+    progress: Progress = UNWATCHED,
+) -> ExpireReport:
+    """Expire what the policy lets go, also when others commit at the same time. Raises CatalogError, and CommitConflict
+    when others changed the table all the time.
+    """
+    expired = 0
+    for _attempt in range(_ATTEMPTS_MAX):
+        progress.step("load the table")
+        table.reload()
+        metadata = table.iceberg_table.metadata
+        going = snapshots_to_expire(metadata, policy, now_us)
+        if not going or dry_run:
+            expired += len(going)
+            return ExpireReport(table.name, dry_run, expired, len(metadata.snapshots) - len(going))
+        progress.step("record the history and expire", len(going))
+        expired += expire_snapshots(table, policy, now_us)
+    raise CommitConflict(
+        f"could not expire snapshots of {table.name}: others changed the table {_ATTEMPTS_MAX} times in the meantime; "
+        "try again"
+    )

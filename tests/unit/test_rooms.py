@@ -45,6 +45,7 @@ HOMES: dict[str, tuple[str, ...]] = {
         "ingest/producer.py",
         "sink/dead_letters.py",
     ),
+    "pyroaring": ("sink/maintenance/ids.py",),
     "polars_avro": ("common/codec.py",),
     "sqlalchemy": ("common/iceberg.py", "flight_server/storage/snapshots.py"),
     "fastavro": ("common/", "sink/recovery/relocation.py"),
