@@ -141,9 +141,25 @@ class IngestSettings(Settings):
 
     model_config = SettingsConfigDict(env_prefix="K2_INGEST_", frozen=True, extra="forbid")
 
-    binance_url: str = "wss://data-stream.binance.vision"
+    binance_url: str = Field(
+        "wss://data-stream.binance.vision",
+        description="hosts, comma separated: the next one when one fails",
+    )
+    binance_rest_url: str | None = Field(
+        None, description="as binance_url, https://; unset = the one that belongs to binance_url"
+    )
+    rest_weight_per_minute_max: int = Field(
+        4_800, ge=50, le=1_000_000, description="what K2 uses of the 6,000 that Binance allows an address"
+    )
+    connections: int = Field(2, ge=1, le=4, description="at a time for each stream; what comes twice is dropped")
+    streams_per_connection_max: int = Field(1_024, ge=1, le=1_024, description="more streams go to further connections")
     open_timeout_s: float = Field(10.0, gt=0, le=120)
     stale_after_s: float = Field(120.0, gt=0, le=3600, description="no frame for this long = reconnect")
+    stale_beside_twin_after_s: float = Field(
+        10.0, gt=0, le=3600, description="the same when the stream's other connection brought frames meanwhile"
+    )
+    ping_interval_s: float = Field(20.0, ge=1, le=3600)
+    ping_timeout_s: float = Field(30.0, gt=0, le=3600, description="a ping without its echo for this long = reconnect")
     backoff_s_first: float = Field(5.0, gt=0, le=60)
     backoff_s_max: float = Field(60.0, gt=0, le=3600)
     rotate_after_s: float = Field(4 * 3600.0, gt=0, le=23 * 3600)
@@ -164,6 +180,12 @@ class IngestSettings(Settings):
     gap_alert_ids_max: int = Field(
         100, ge=1, description="while a larger gap is open, its symbol does not count as complete"
     )
+    rest_timeout_s: float = Field(5.0, gt=0, le=120)
+    clock_check_s: float = Field(60.0, ge=1, le=86_400, description="how often the exchange is asked for its time")
+    clock_offset_recorded: bool = Field(
+        True, description="each trade and quote keeps the clocks' offset, in ms, in vendor_data"
+    )
+    instruments_refresh_s: float = Field(3600.0, ge=10, le=7 * 86_400)
 
 
 class SinkSettings(Settings):

@@ -162,6 +162,10 @@ class Ledger:
         """Would `take_quote` take it?"""
         return quote_id > self._quotes.get((exchange, symbol), -1)
 
+    def knows_instrument(self, exchange: str, symbol: str) -> bool:
+        """Was any instrument of the symbol taken?"""
+        return (exchange, symbol) in self._instruments
+
     def is_new_instrument(self, exchange: str, symbol: str, message_id: str) -> bool:
         """Would `take_instrument` take it?"""
         return self._instruments.get((exchange, symbol)) != message_id

@@ -44,12 +44,10 @@ SYMBOLS_MAX: Final = 512
 
 
 class MarketFrame(NamedTuple):
-    """One frame and the stream that it belongs to; of a trade its symbol and id too."""
+    """One frame and the stream that it belongs to."""
 
     stream: str
     frame: bytes
-    symbol: str | None = None
-    trade_id: int = 0
 
 
 @dataclass(slots=True)
@@ -81,6 +79,8 @@ class Market:
 
     def __init__(self, symbols: Iterable[str], *, seed: int, after: Ledger | None = None) -> None:
         self._random = random.Random(seed)
+        #: Symbol and id of the last step's trade.
+        self.last_trade = ("", 0)
         self._instruments = []
         for symbol in dict.fromkeys(symbol.upper() for symbol in symbols):
             grid = _KNOWN.get(symbol) or _Grid(self._random.randrange(1, 500) * _ONE, _ONE // 100, _ONE // 100)
@@ -134,13 +134,10 @@ class Market:
             f'{{"stream":"{one.quote_stream}","data":{{"u":{one.next_update_id},"s":"{one.symbol}","b":"{_text(bid)}",'
             f'"B":"{_text(bid_quantity)}","a":"{_text(ask)}","A":"{_text(ask_quantity)}"}}}}'
         )
-        trade_id = one.next_trade_id
+        self.last_trade = (one.symbol, one.next_trade_id)
         one.next_trade_id += 1
         one.next_update_id += 1 + int(draw() * 20)
-        return (
-            MarketFrame(one.trade_stream, trade.encode(), one.symbol, trade_id),
-            MarketFrame(one.quote_stream, book.encode()),
-        )
+        return MarketFrame(one.trade_stream, trade.encode()), MarketFrame(one.quote_stream, book.encode())
 
 
 def _info(one: _Instrument) -> InstrumentInfo:

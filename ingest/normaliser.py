@@ -9,7 +9,7 @@ import hashlib
 import json
 from typing import Any, Final
 
-from ingest.venues.events import BookTickerEvent, TradeEvent
+from ingest.venues.events import BookTickerEvent, InstrumentInfo, TradeEvent
 
 Record = dict[str, Any]
 
@@ -79,6 +79,18 @@ class Normaliser:
         self._exchange = exchange
         self._asset_class = asset_class
         self._currency: dict[str, str] = {}
+        self._infos: dict[str, InstrumentInfo] = {}
+        #: What stands in `vendor_data` of every trade and quote.
+        self.vendor_data: dict[str, str] | None = None
+
+    def learn(self, info: InstrumentInfo) -> None:
+        """What the venue says of a symbol counts more than what its name tells."""
+        self._infos[info.symbol] = info
+        self._currency[info.symbol] = info.quote_currency
+
+    def was_told(self, symbol: str) -> bool:
+        """Has the venue said what the symbol is?"""
+        return symbol in self._infos
 
     def trade(self, event: TradeEvent) -> Record:
         """A record of trade.avsc. The side is the aggressor's: when the buyer was the maker, the seller took: SELL."""
@@ -94,12 +106,12 @@ class Normaliser:
             "receive_time": receive_time_us,
             "price": price,
             "quantity": quantity,
-            "currency": self._currency.get(symbol) or self._learn(symbol),
+            "currency": self._currency.get(symbol) or self._guess(symbol),
             "side": "SELL" if buyer_is_maker else "BUY",
             "trade_conditions": [],
             "source": "stream",
             "source_sequence": None,
-            "vendor_data": None,
+            "vendor_data": self.vendor_data,
         }
 
     def quote(self, event: BookTickerEvent) -> Record:
@@ -117,25 +129,29 @@ class Normaliser:
             "bid_quantity": bid_quantity,
             "ask_price": ask_price,
             "ask_quantity": ask_quantity,
-            "currency": self._currency.get(symbol) or self._learn(symbol),
+            "currency": self._currency.get(symbol) or self._guess(symbol),
             "source": "stream",
             "source_sequence": None,
-            "vendor_data": None,
+            "vendor_data": self.vendor_data,
         }
 
     def instrument(self, symbol: str, updated_time_us: int) -> Record:
-        """A record of instrument.avsc as far as the symbol tells. The same content has the same message_id, always."""
+        """A record of instrument.avsc: what the venue said of the symbol, or as far as its name tells.
+
+        The same content has the same message_id, always.
+        """
         base, currency = currencies(symbol)
+        info = self._infos.get(symbol) or InstrumentInfo(symbol, base, currency, None, None, None)
         content: Record = {
             "exchange": self._exchange,
             "symbol": symbol,
             "asset_class": self._asset_class,
             "name": None,
-            "base_currency": base,
-            "quote_currency": currency,
-            "tick_size": None,
-            "lot_size": None,
-            "status": None,
+            "base_currency": info.base_currency,
+            "quote_currency": info.quote_currency,
+            "tick_size": info.tick_size,
+            "lot_size": info.lot_size,
+            "status": info.status,
             "company_id": None,
             "vendor_data": None,
         }
@@ -143,6 +159,6 @@ class Normaliser:
         digest = hashlib.sha256(text.encode()).hexdigest()[:16]
         return {"message_id": f"{self._exchange}:{symbol}:{digest}", **content, "updated_time": updated_time_us}
 
-    def _learn(self, symbol: str) -> str:
+    def _guess(self, symbol: str) -> str:
         self._currency[symbol] = currency = currencies(symbol)[1]
         return currency

@@ -20,13 +20,14 @@ from prometheus_client.registry import Collector
 
 from common.clock import Clock, SystemClock
 from common.datasets import DATASETS, GAP_EVENTS, INSTRUMENTS, QUOTES, TRADES, Dataset, dead_letter_topic
-from common.errors import BrokerError, EncodeError, FeedProtocolError, K2Error, SettingsError
+from common.errors import BrokerError, EncodeError, FeedError, FeedProtocolError, K2Error, SettingsError
 from common.log import KafkaLog, TopicInfo
 from common.registry import SchemaRegistry, open_registry
 from common.resilience import retrying
 from common.settings import IngestSettings, KafkaSettings
 from common.telemetry import get_logger, new_correlation_id
 from ingest.checkpoint import CatchUp, Checkpoint, StateDirectory
+from ingest.echoes import Echoes
 from ingest.feed import Feed
 from ingest.gap_watch import GapWatch
 from ingest.gaps import GapBook, GapLimits
@@ -34,8 +35,14 @@ from ingest.ledger import Ledger, Take
 from ingest.loop_thread import LoopThread, Ready
 from ingest.normaliser import Normaliser, Record
 from ingest.producer import EventProducer, Headers, correlation_headers
-from ingest.venues.binance import BinanceSession, dataset_of_frame
-from ingest.venues.events import BookTickerEvent, Event, ServerShutdown, TradeEvent
+from ingest.reference import ReferenceData
+from ingest.rest import RestClient
+from ingest.sampling import Sampler
+from ingest.skew import ClockSkew
+from ingest.venues.events import BookTickerEvent, Event, IgnoredEvent, ServerShutdown, TradeEvent
+from ingest.venues.registry import BINANCE, Venue
+from ingest.venues.session import Session
+from ingest.watchers import ClockWatch, MemoryWatch
 
 #: Delivery reports are taken in after so many sends, and every so many seconds. A poll costs about 1 us when there is
 #: none.
@@ -53,13 +60,18 @@ _ACKNOWLEDGED_S: Final = (
     *(0.001, 0.002, 0.003, 0.004, 0.005, 0.006, 0.008, 0.01, 0.012, 0.015, 0.02, 0.025, 0.03, 0.04, 0.05),
     *(0.065, 0.08, 0.1, 0.15, 0.2, 0.3, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0),
 )
+#: Events that leave no record. Their frames do something for each connection that brings them, so none is an echo.
+_NO_RECORD: Final = (ServerShutdown, IgnoredEvent)
 #: Topics that were just created show up within this time on every broker seen.
 _TOPICS_WAIT_S: Final = 15.0
 
 
 @dataclass(frozen=True, slots=True)
 class IngestStats:
-    """Counters since start. `frames` = trades + quotes + duplicates + ignored + dead letters, once all are handled."""
+    """Counters since start. `frames` = records + duplicates + echoes + ignored + dead letters, once all are handled.
+
+    Duplicates and echoes are both events that the log had already: an echo was told by its bytes (ingest/echoes.py).
+    """
 
     frames: int
     trades: int
@@ -67,12 +79,14 @@ class IngestStats:
     instruments: int
     records: dict[str, int]
     duplicates_dropped: dict[str, int]
+    echoes_dropped: int
     ignored: int
     dead_letters: int
     produced: int
     acknowledged: int
     queued: int
     connected: bool
+    connections: int
     reconnects: int
     rotations: int
     gaps: int
@@ -96,6 +110,7 @@ class IngestService:
         self,
         symbols: Iterable[str],
         *,
+        venue: Venue = BINANCE,
         kafka: KafkaSettings,
         settings: IngestSettings,
         url: str | None = None,
@@ -105,16 +120,25 @@ class IngestService:
         clock: Clock | None = None,
     ) -> None:
         """Raises SettingsError for symbols or a URL that cannot be."""
-        self._session = BinanceSession(symbols)
+        self._venue = venue
+        self._session: Session = venue.session(symbols)
         self._kafka = kafka
         self._settings = settings
         self._clock = clock or SystemClock()
         self._state = StateDirectory(state_dir) if state_dir is not None else None
         self._seed = seed
         self._normaliser = Normaliser(exchange=self._session.exchange, asset_class=self._session.asset_class)
-        self._feed = Feed(
-            (url or settings.binance_url).rstrip("/") + self._session.path, self._handle, settings, clock=self._clock
+        urls = _listed(url or venue.url(settings))
+        self._feed = Feed(urls, self._session, self._session.streams, self._handle, settings, clock=self._clock)
+        self._rest_urls = _listed(venue.rest_url(settings) or venue.rest.rest_url_of(urls[0]) or "")
+        self._reference: ReferenceData | None = None
+        self._clock_watch = ClockWatch(
+            self._venue_time_us, every_s=settings.clock_check_s, clock=self._clock, found=self._note_skew
         )
+        self._latencies_negative = 0
+        self._memory = MemoryWatch(clock=self._clock)
+        self._echoes = Echoes()
+        self._sampler = Sampler()
         self._log = get_logger("ingest")
         self._thread = LoopThread("k2-ingest", self._main)
         self._turn = asyncio.Lock()
@@ -133,6 +157,12 @@ class IngestService:
         self._acknowledged_s = Histogram(
             "k2_ingest_acknowledged_seconds",
             "From reading a frame off the socket to Kafka's acknowledgement of its record; one record in 17.",
+            registry=metrics,
+            buckets=_ACKNOWLEDGED_S,
+        )
+        self._latency_s = Histogram(
+            "k2_ingest_event_latency_seconds",
+            "From the venue's event to its receipt, the clocks' offset taken out, never below 0; one trade a read.",
             registry=metrics,
             buckets=_ACKNOWLEDGED_S,
         )
@@ -188,14 +218,16 @@ class IngestService:
             instruments=self._taken[INSTRUMENTS.name],
             records=dict(self._taken),
             duplicates_dropped=dict(self._duplicates),
+            echoes_dropped=self._echoes.dropped,
             ignored=self._ignored,
             dead_letters=producer.dead_letters if producer else 0,
             produced=producer.produced if producer else 0,
             acknowledged=producer.acknowledged if producer else 0,
             queued=producer.queued if producer else 0,
             connected=self._feed.connected,
-            reconnects=self._feed.reconnects,
-            rotations=self._feed.rotations,
+            connections=self._feed.connections,
+            reconnects=self._feed.counters.reconnects,
+            rotations=self._feed.counters.rotations,
             gaps=self._ledger.gap_count,
             gaps_open=len(self._watch.gaps.open_gaps()),
             missing_ids=self._watch.gaps.missing_ids(),
@@ -204,6 +236,35 @@ class IngestService:
             log_messages_read=self._log_messages_read,
             checkpoints=self._checkpoints,
         )
+
+    def watched_counters(self) -> list[tuple[str, str, int]]:
+        """What the watchers counted: name, meaning, count."""
+        feed, rest = self._feed, self._reference.rest if self._reference is not None else None
+        return [
+            ("stale_connections", "Connections given up because no frame came.", feed.counters.stale),
+            ("silent_peers", "Connections given up because a ping had no echo.", feed.counters.silent),
+            ("connect_failures", "Attempts to connect that failed.", feed.hosts.failures),
+            ("clock_jumps", "Times that the clocks' offset jumped.", self._clock_watch.skew.jumps),
+            ("negative_latencies", "Trades whose latency came out below 0.", self._latencies_negative),
+            ("rest_requests", "Requests to the venue's REST interface.", rest.requests if rest else 0),
+            ("rest_limited", "Answers of 429 and 418.", rest.limited if rest else 0),
+        ]
+
+    def watched_levels(self) -> list[tuple[str, str, float]]:
+        """What the watchers see now: name, meaning, value. What is not known is left out."""
+        feed, skew, leak = self._feed, self._clock_watch.skew, self._memory.leak
+        levels: list[tuple[str, str, float | None]] = [
+            ("connections", "Open connections to the venue.", feed.connections),
+            ("open_breakers", "Hosts left alone after failures.", feed.hosts.open_breakers),
+            ("ping_seconds", "What the last ping's echo took.", feed.counters.ping_s),
+            ("clock_offset_seconds", "The venue's clock minus ours.", _seconds(skew.offset_us)),
+            ("clock_offset_error_seconds", "How far off that may be.", _seconds(skew.error_us)),
+            ("resident_bytes", "This process's memory.", self._memory.rss_bytes or None),
+            ("resident_slope_bytes_per_second", "How it grows, by least squares.", leak.slope_bytes_per_s),
+            ("leak_score", "0 to 1: how much that looks like a leak.", leak.score),
+            ("rest_weight_used", "Of the last minute.", self._reference.rest.weight_used if self._reference else None),
+        ]
+        return [(name, what, value) for name, what, value in levels if value is not None]
 
     # --- before the first frame (the caller's thread) -----------------------------------------------------------------
 
@@ -260,11 +321,17 @@ class IngestService:
     async def _main(self, ready: Ready) -> None:
         assert self._producer is not None
         pump: asyncio.Task[None] | None = None
+        watchers: list[asyncio.Task[None]] = []
         try:
-            await self._announce_instruments()
+            self._reference = self._reference_data()
+            if self._reference is not None:
+                await self._clock_watch.look()
+            await self._learn_instruments(self._session.symbols)
+            await self._announce_instruments(self._session.symbols)
             await self._feed.open()
             pump = asyncio.create_task(self._pump())
             feed = asyncio.create_task(self._feed.run())
+            watchers += [asyncio.create_task(run) for run in (self._memory.run(), self._watch_venue())]
             ready()
             try:
                 done, _pending = await asyncio.wait({feed, pump}, return_when=asyncio.FIRST_COMPLETED)
@@ -281,6 +348,11 @@ class IngestService:
         finally:
             if pump is not None:
                 pump.cancel()
+            for watch in watchers:
+                watch.cancel()
+            await asyncio.gather(*watchers, return_exceptions=True)
+            if self._reference is not None:
+                await self._reference.rest.close()
             self._producer.close()
 
     async def _pump(self) -> None:
@@ -351,16 +423,27 @@ class IngestService:
             if correlation_id != self._correlation_id:
                 self._correlation_id = correlation_id
                 self._headers = correlation_headers(correlation_id)
-            events = self._session.receive_all(frames, receive_time_us)
-            for frame, event in zip(frames, events, strict=True):
+            two = self._feed.connections > 1
+            fresh = self._echoes.fresh(frames) if two else frames
+            self._frames += len(frames) - len(fresh)
+            others: list[bytes] = []
+            events = self._session.receive_all(fresh, receive_time_us)
+            if events:
+                self._note_latency(events[0])
+            for frame, event in zip(fresh, events, strict=True):
                 self._frames += 1
                 try:
                     if isinstance(event, FeedProtocolError):
                         raise event
                     while not self._take(event):
                         await self._room()
+                    if type(event) in _NO_RECORD:
+                        others.append(frame)
                 except (FeedProtocolError, EncodeError) as error:
+                    others.append(frame)
                     await self._send_dead_letter(frame, receive_time_us, error)
+            if two and fresh:
+                self._echoes.remember([frame for frame in fresh if frame not in others] if others else fresh)
 
     def _take(self, event: Event) -> bool:
         """One event into the queue unless the ledger has it; False, and nothing is done, when the queue is full.
@@ -384,7 +467,9 @@ class IngestService:
         self._ignored += 1
         if type(event) is ServerShutdown:
             self._log.warning("the venue announced that this connection ends; moving to a new one")
-            self._feed.rotate()
+            self._feed.rotate(self._correlation_id)
+        elif type(event) is IgnoredEvent and (count := self._sampler.take(event.what, self._clock.monotonic_s())):
+            self._log.info("an event of no use", what=event.what, count=count)
         return True
 
     def _send(self, dataset: Dataset, symbol: str, record: Record, since_us: int) -> bool:
@@ -401,13 +486,14 @@ class IngestService:
 
     async def _send_dead_letter(self, frame: bytes, receive_time_us: int, error: K2Error) -> None:
         assert self._producer is not None
-        self._log.warning("a frame goes to the dead letters", reason=error.message)
+        if count := self._sampler.take(f"dead letter: {error.message[:60]}", self._clock.monotonic_s()):
+            self._log.warning("a frame goes to the dead letters", reason=error.message, count=count)
         headers = [
             *self._headers,
             ("k2-exchange", self._session.exchange.encode()),
             ("k2-receive-time-us", str(receive_time_us).encode()),
         ]
-        while not self._producer.send_dead_letter(dataset_of_frame(frame), frame, error.message, headers):
+        while not self._producer.send_dead_letter(self._session.dataset_of_frame(frame), frame, error.message, headers):
             await self._room()
 
     async def _room(self) -> None:
@@ -419,17 +505,77 @@ class IngestService:
         self._producer.poll()
         await asyncio.sleep(_FULL_QUEUE_WAIT_S)
 
-    async def _announce_instruments(self) -> None:
+    # --- what the venue tells beside its streams ----------------------------------------------------------------------
+
+    def _reference_data(self) -> ReferenceData | None:
+        """None for a host whose REST interface is not known."""
+        if not self._rest_urls:
+            return None
+        settings = self._settings
+        rest = RestClient(
+            self._rest_urls,
+            weight_per_minute_max=settings.rest_weight_per_minute_max,
+            timeout_s=settings.rest_timeout_s,
+            clock=self._clock,
+        )
+        return ReferenceData(rest, self._venue.rest)
+
+    async def _venue_time_us(self) -> int:
+        assert self._reference is not None
+        return await self._reference.time_us()
+
+    def _note_skew(self, skew: ClockSkew) -> None:
+        """Each record keeps the offset that was known when it came, as whole ms, so that its text repeats."""
+        if self._settings.clock_offset_recorded and skew.offset_us is not None:
+            self._normaliser.vendor_data = {"clock_offset_ms": str(round(skew.offset_us / 1_000))}
+
+    def _note_latency(self, event: Event | FeedProtocolError) -> None:
+        if type(event) is TradeEvent:
+            latency_us = self._clock_watch.skew.latency_us(event.event_time_us, event.receive_time_us)
+            self._latencies_negative += latency_us < 0
+            self._latency_s.observe(max(0, latency_us) / 1e6)
+
+    async def _learn_instruments(self, symbols: Sequence[str]) -> bool:
+        """Ask the venue what its symbols are; False when it does not tell: then what their names tell has to do."""
+        if self._reference is None:
+            return False
+        try:
+            infos = await self._reference.instruments(symbols)
+        except FeedError as error:
+            self._log.warning("the venue does not tell what its symbols are; asking again later", reason=str(error))
+            return False
+        for info in infos.values():
+            self._normaliser.learn(info)
+        return True
+
+    async def _watch_venue(self) -> None:
+        """The venue's clock, and now and then its instruments, until cancelled."""
+        if self._reference is None:
+            return
+        clock = asyncio.create_task(self._clock_watch.run())
+        try:
+            while True:
+                await asyncio.sleep(self._settings.instruments_refresh_s)
+                if await self._learn_instruments(self._session.symbols):
+                    async with self._turn:
+                        await self._announce_instruments(self._session.symbols)
+        finally:
+            clock.cancel()
+
+    async def _announce_instruments(self, symbols: Sequence[str]) -> None:
         """One record per symbol, unless the log's last one says the same; acknowledged before any frame is read.
 
         So a broker that takes nothing is known at start, and the 0.5 to 1 s in which librdkafka gets an idempotent
-        producer its id are over before the first trade. Raises BrokerError.
+        producer its id are over before the first trade. Where the venue told nothing, a symbol that the log knows is
+        left as it is there. Raises BrokerError.
         """
         self._headers = correlation_headers(new_correlation_id())
+        self._correlation_id = ""
         exchange = self._session.exchange
-        for symbol in self._session.symbols:
+        for symbol in symbols:
             record = self._normaliser.instrument(symbol, self._clock.now_us())
-            if self._ledger.is_new_instrument(exchange, symbol, record["message_id"]):
+            known = self._ledger.knows_instrument(exchange, symbol) and not self._normaliser.was_told(symbol)
+            if self._ledger.is_new_instrument(exchange, symbol, record["message_id"]) and not known:
                 while not self._send(INSTRUMENTS, symbol, record, record["updated_time"]):
                     await self._room()
                 self._ledger.take_instrument(exchange, symbol, record["message_id"])
@@ -440,6 +586,14 @@ class IngestService:
                 f"the broker {self._kafka.bootstrap_servers} did not acknowledge ingest's first messages within "
                 f"{_FIRST_ACKNOWLEDGED_S_MAX:.0f} s; check the broker and start again"
             )
+
+
+def _seconds(us: int | None) -> float | None:
+    return None if us is None else us / 1e6
+
+
+def _listed(text: str) -> list[str]:
+    return [one.strip() for one in text.split(",") if one.strip()]
 
 
 class _StatsCollector(Collector):
@@ -456,11 +610,15 @@ class _StatsCollector(Collector):
             ("dead_letters", "Frames sent to the dead letters.", stats.dead_letters),
             ("produced_messages", "Messages handed to the producer.", stats.produced),
             ("acknowledged_messages", "Messages that all in-sync replicas have.", stats.acknowledged),
+            ("echoes_dropped", "Frames that another connection had brought, byte for byte.", stats.echoes_dropped),
             ("reconnects", "Connections made again after one was lost.", stats.reconnects),
             ("rotations", "Connections replaced before they ended.", stats.rotations),
             ("checkpoints", "Ledger checkpoints written.", stats.checkpoints),
+            *self._service.watched_counters(),
         ):
             yield CounterMetricFamily(f"k2_ingest_{name}", what, value=value)
+        for name, what, level in self._service.watched_levels():
+            yield GaugeMetricFamily(f"k2_ingest_{name}", what, value=level)
         records = CounterMetricFamily("k2_ingest_records", "Records taken in.", labels=["dataset"])
         duplicates = CounterMetricFamily(
             "k2_ingest_duplicates_dropped", "Records the log had already.", labels=["dataset"]
@@ -480,5 +638,5 @@ class _StatsCollector(Collector):
             "k2_ingest_oldest_gap_seconds", "Age of the oldest gap that is not closed.", value=stats.oldest_gap_s
         )
         yield GaugeMetricFamily(
-            "k2_ingest_connected", "1 while the venue's websocket is open.", value=int(stats.connected)
+            "k2_ingest_connected", "1 while each stream comes in over a connection.", value=int(stats.connected)
         )

@@ -71,13 +71,20 @@ class _Client:
     def __init__(self, connection: ServerConnection, streams: Iterable[str]) -> None:
         self.connection = connection
         self.streams: dict[str, None] = dict.fromkeys(streams)
+        self.stalled = False
         self.subscribed = asyncio.Event()
         if self.streams:
             self.subscribed.set()
 
     @property
     def open(self) -> bool:
-        return self.connection.state is State.OPEN
+        """Does it get what it asked for?"""
+        return self.connection.state is State.OPEN and not self.stalled
+
+    def stall(self) -> None:
+        """Hear nothing and say nothing from now on, while the connection stays open."""
+        self.stalled = True
+        self.connection.transport.pause_reading()
 
 
 class Simulator:
@@ -110,7 +117,7 @@ class Simulator:
         self._clock = clock or SystemClock()
         self._sleep = sleep
         self._thread = LoopThread("k2-simulator", self._main)
-        self._clients: set[_Client] = set()
+        self._clients: dict[_Client, None] = {}
         self._someone = asyncio.Event()
         self._failed: asyncio.Future[None] | None = None
         self._history = TradeHistory()
@@ -166,17 +173,21 @@ class Simulator:
         data = {"stream": SHUTDOWN_STREAM, "data": {"e": "serverShutdown", "E": self._clock.now_us() // 1_000}}
         self._call(lambda client: client.connection.transport.write(_wire(_json(data).encode())))
 
-    def drop_connections(self) -> None:
-        """Cut every connection off without a closing handshake, as a network does. From any thread."""
-        self._call(lambda client: client.connection.transport.abort())
+    def drop_connections(self, count: int | None = None) -> None:
+        """Cut so many connections off, or all, without a closing handshake, as a network does. From any thread."""
+        self._call(lambda client: client.connection.transport.abort(), count)
+
+    def stall_connections(self, count: int | None = None) -> None:
+        """So many connections, or all, hear and say nothing any more, and are not told of it. From any thread."""
+        self._call(_Client.stall, count)
 
     # --- the loop -----------------------------------------------------------------------------------------------------
 
-    def _call(self, function: Callable[[_Client], None]) -> None:
-        """Call the function for every client, on the loop's thread."""
+    def _call(self, function: Callable[[_Client], None], count: int | None = None) -> None:
+        """Call the function for so many clients, the oldest first, or for every one, on the loop's thread."""
 
         def for_each() -> None:
-            for client in self._clients:
+            for client in list(self._clients)[:count]:
                 function(client)
 
         if self._thread.loop is not None and self._thread.running:
@@ -269,7 +280,7 @@ class Simulator:
     async def _serve_client(self, connection: ServerConnection) -> None:
         assert connection.request is not None
         client = _Client(connection, _streams_of(connection.request.path))
-        self._clients.add(client)
+        self._clients[client] = None
         self._someone.set()
         self._connections += 1
         player = None if self._market is not None or self._resume else self._playing(self._play_captures(client))
@@ -281,7 +292,7 @@ class Simulator:
         except ConnectionClosed:
             return
         finally:
-            self._clients.discard(client)
+            self._clients.pop(client, None)
             if player is not None:
                 player.cancel()
 
@@ -317,12 +328,11 @@ class Simulator:
                 started_s, made, due = self._clock.monotonic_s(), 0, 0
             count = min(due, _FRAMES_PER_WRITE)
             now_us = self._clock.now_us()
-            frames = []
+            frames: list[CaptureFrame] = []
             for _ in range(count):
-                for stream, frame, symbol, trade_id in market.step(now_us):
-                    frames.append(CaptureFrame(0, stream, frame))
-                    if symbol is not None:
-                        self._history.add(symbol, trade_id, frame)
+                trade, book = market.step(now_us)
+                frames += CaptureFrame(0, *trade), CaptureFrame(0, *book)
+                self._history.add(*market.last_trade, trade.frame)
             started_s += await self._deliver(frames, None)
             made += count
             if due <= count:

@@ -168,7 +168,7 @@ def replay(debug: bool, files: tuple[Path, ...], symbols: str, speed: str, data_
             service = IngestService(
                 _symbols(symbols),
                 kafka=kafka,
-                settings=IngestSettings.load(),
+                settings=IngestSettings.load(connections=1),  # each connection would get the whole replay
                 url=simulator.url,
                 state_dir=state_dir,
                 registry=registry,

@@ -23,9 +23,8 @@ from ingest.venues.events import BookTickerEvent, Event, IgnoredEvent, ServerShu
 EXCHANGE: Final = "binance"
 ASSET_CLASS: Final = "crypto"
 SHUTDOWN_STREAM: Final = "!serverShutdown"
-#: Binance serves at most this many streams on one connection; K2 takes two per symbol.
+#: Binance serves at most this many streams on one connection.
 STREAMS_MAX: Final = 1024
-SYMBOLS_MAX: Final = STREAMS_MAX // 2
 
 #: A count of milliseconds reaches this number in the year 5138, a count of microseconds reached it in 1973.
 _MICROSECONDS_FROM: Final = 100_000_000_000_000
@@ -69,22 +68,21 @@ class _Frame(msgspec.Struct, gc=False):
 class BinanceSession:
     """What K2 asks Binance for, and what Binance's frames mean.
 
-    `symbols` in any case, doubles dropped, order kept. Raises SettingsError when there is none, one too many, or one
-    that cannot be a symbol. Holds no state of the connection, so that one session serves any number of them.
+    `symbols` in any case, doubles dropped, order kept. Raises SettingsError when there is none, or one that cannot be a
+    symbol. Holds no state of the connection, so that one session serves any number of them.
     """
 
     exchange: Final = EXCHANGE
     asset_class: Final = ASSET_CLASS
+    streams_per_connection_max: Final = STREAMS_MAX
+    messages_per_s_max: Final = 5
+    connections_max: Final = (300, 300.0)
+    datasets: Final = (TRADES, QUOTES)
 
     def __init__(self, symbols: Iterable[str]) -> None:
         self.symbols = tuple(dict.fromkeys(_symbol(symbol) for symbol in symbols))
         if not self.symbols:
             raise SettingsError("no symbol is given; name at least one, such as BTCUSDT")
-        if len(self.symbols) > SYMBOLS_MAX:
-            raise SettingsError(
-                f"{len(self.symbols)} symbols are too many for one Binance connection, which takes {SYMBOLS_MAX}; "
-                "split them over several ingests"
-            )
         self._streams: dict[str, tuple[str, str]] = {}
         for symbol in self.symbols:
             for kind in ("trade", "bookTicker"):
@@ -92,15 +90,37 @@ class BinanceSession:
         self._decode = json.JSONDecoder(parse_float=Decimal, parse_constant=_no_constant).decode
         self._decode_typed = msgspec.json.Decoder(_Frame).decode
 
+    def with_symbols(self, symbols: Iterable[str]) -> BinanceSession:
+        """The same of other symbols. Raises SettingsError."""
+        return BinanceSession(symbols)
+
     @property
     def streams(self) -> tuple[str, ...]:
         """The names of the streams, two per symbol."""
         return tuple(self._streams)
 
-    @property
-    def path(self) -> str:
-        """What follows the host in the URL: the combined stream of all names."""
-        return "/stream?streams=" + "/".join(quote(name, safe="@") for name in self._streams)
+    @staticmethod
+    def path_of(streams: Sequence[str]) -> str:
+        """What follows the host in the URL: the combined stream of the names."""
+        return "/stream?streams=" + "/".join(quote(name, safe="@") for name in streams)
+
+    @staticmethod
+    def greetings(streams: Sequence[str]) -> list[str]:
+        """Nothing: the URL says it all."""
+        return []
+
+    @staticmethod
+    def subscribe(streams: Sequence[str]) -> list[str]:
+        return [json.dumps({"method": "SUBSCRIBE", "params": list(streams), "id": 1})]
+
+    @staticmethod
+    def unsubscribe(streams: Sequence[str]) -> list[str]:
+        return [json.dumps({"method": "UNSUBSCRIBE", "params": list(streams), "id": 2})]
+
+    @staticmethod
+    def dataset_of_frame(frame: bytes) -> Dataset:
+        """Whose dead letter a broken frame is, by the look of it: QUOTES for a bookTicker, else TRADES."""
+        return QUOTES if b"@bookTicker" in frame[:200] else TRADES
 
     def receive_all(self, frames: Sequence[bytes], receive_time_us: int) -> list[Event | FeedProtocolError]:
         """For each frame what `receive` returns or raises. Frames as they ought to be take a third of the time."""
@@ -235,11 +255,6 @@ class BinanceSession:
             ask_price = ask_quantity = None
         update_id = integer_of(stream, data, "u", ID_MAX)
         return BookTickerEvent(symbol, update_id, bid_price, bid_quantity, ask_price, ask_quantity, receive_time_us)
-
-
-def dataset_of_frame(frame: bytes) -> Dataset:
-    """Whose dead letter a broken frame is, by the look of it: QUOTES for a bookTicker, else TRADES."""
-    return QUOTES if b"@bookTicker" in frame[:200] else TRADES
 
 
 def _symbol(text: str) -> str:

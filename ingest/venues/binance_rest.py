@@ -7,7 +7,7 @@ Source: Binance's own rest-api.md (2026): `exchangeInfo` weighs 20, `historicalT
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Sequence
 from decimal import Decimal
 from typing import Any, Final
 from urllib.parse import urlsplit
@@ -23,8 +23,8 @@ WEIGHT_PER_MINUTE_MAX: Final = 6_000
 TRADES_MAX: Final = 1_000
 #: Code of the answer to a symbol that Binance does not have.
 UNKNOWN_SYMBOL: Final = -1121
-#: Symbols of one exchangeInfo: some 1,300 characters of URL, where servers stop at 8,000.
-_SYMBOLS_PER_REQUEST: Final = 100
+#: Symbols of one exchangeInfo: some 2,000 characters of URL, where servers stop at 8,000.
+symbols_per_request_max: Final = 100
 #: Where the REST interface of a market-data host is.
 _REST_HOSTS: Final = {
     "data-stream.binance.vision": "https://data-api.binance.vision",
@@ -53,12 +53,10 @@ def server_time_us_of(answer: Any) -> int:
     return time_us_of("time", _object(answer, "time"), "serverTime")
 
 
-def exchange_info_requests(symbols: Iterable[str]) -> Iterator[RestRequest]:
-    """What to ask to learn what the symbols are. Binance refuses a request whole when it lacks one of the symbols."""
-    names = list(symbols)
-    for first in range(0, len(names), _SYMBOLS_PER_REQUEST):
-        some = names[first : first + _SYMBOLS_PER_REQUEST]
-        yield RestRequest("/api/v3/exchangeInfo", {"symbols": json.dumps(some, separators=(",", ":"))}, 20)
+def instrument_request(symbols: Sequence[str]) -> RestRequest:
+    """What to ask to learn what the symbols are. Binance refuses it whole when it lacks one of them."""
+    names = json.dumps(list(symbols), separators=(",", ":"))
+    return RestRequest("/api/v3/exchangeInfo", {"symbols": names}, 20)
 
 
 def instruments_of(answer: Any) -> list[InstrumentInfo]:

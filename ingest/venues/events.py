@@ -47,7 +47,7 @@ class InstrumentInfo(NamedTuple):
     """What a venue says of one of its symbols. Steps and status are None where it says nothing of them."""
 
     symbol: str
-    base_currency: str
+    base_currency: str | None
     quote_currency: str
     tick_size: Decimal | None
     lot_size: Decimal | None

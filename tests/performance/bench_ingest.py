@@ -31,17 +31,20 @@ def run(scale: float) -> list[Figure]:
 
 
 def _measure(name: str, servers: str, scale: float) -> list[Figure]:
-    trades = int(_TRADES_AT_FULL_SPEED * scale)
-    with _Ingest(servers, rate=0, trades=trades) as ingest:
-        begun_s = ingest.load.began_s()
-        wall_s = ingest.acknowledged(trades) - begun_s
-        cpu_us, rss = ingest.cpu_s() / trades * 1e6, ingest.rss_mib()
-    figures = [
-        Figure(
-            "ingest", f"socket to acknowledged, {name}", trades / wall_s, "trades/s", "one process, venue beside it"
-        ),
-        Figure("ingest", f"CPU a trade at full speed, {name}", cpu_us, "us", f"RSS {rss:.0f} MiB"),
-    ]
+    trades, figures = int(_TRADES_AT_FULL_SPEED * scale), []
+    for connections in (1, 2):
+        first_id = FIRST_ID * (2 + connections)
+        with _Ingest(servers, rate=0, trades=trades, first_id=first_id, connections=connections) as ingest:
+            begun_s = ingest.load.began_s()
+            wall_s = ingest.acknowledged(trades) - begun_s
+            cpu_us, rss = ingest.cpu_s() / trades * 1e6, ingest.rss_mib()
+            echoes = ingest.metrics.read()["k2_ingest_echoes_dropped_total"] / trades
+        over = f"{name}, {connections} connection" + "s" * (connections > 1)
+        beside = f"one process, venue beside it; {echoes:.0%} told by their bytes"
+        figures += [
+            Figure("ingest", f"socket to acknowledged, {over}", trades / wall_s, "trades/s", beside),
+            Figure("ingest", f"CPU a trade at full speed, {over}", cpu_us, "us", f"RSS {rss:.0f} MiB"),
+        ]
     trades = int(_RATE * _SECONDS * scale)
     with _Ingest(servers, rate=_RATE, trades=trades, first_id=2 * FIRST_ID) as ingest:
         ingest.load.began_s()
@@ -59,18 +62,28 @@ def _measure(name: str, servers: str, scale: float) -> list[Figure]:
 class _Ingest:
     """An ingest and its venue; the venue begins once the ingest is connected."""
 
-    def __init__(self, servers: str, *, rate: float, trades: int, first_id: int = FIRST_ID) -> None:
+    def __init__(
+        self, servers: str, *, rate: float, trades: int, first_id: int = FIRST_ID, connections: int = 2
+    ) -> None:
         self._servers, self._rate, self._trades, self._first_id = servers, rate, trades, first_id
+        self._connections = connections
 
     def __enter__(self) -> _Ingest:
         self._stack = contextlib.ExitStack()
         folder = self._stack.enter_context(tempfile.TemporaryDirectory(prefix="k2-ingest-"))
-        self.load = FeedLoad(rate=self._rate, trades=self._trades, symbol_count=_SYMBOLS, first_id=self._first_id)
+        self.load = FeedLoad(
+            rate=self._rate,
+            trades=self._trades,
+            symbol_count=_SYMBOLS,
+            first_id=self._first_id,
+            connections=self._connections,
+        )
         self._stack.callback(self.load.stop)
         env = {
             "K2_KAFKA_BOOTSTRAP_SERVERS": self._servers,
             "K2_TELEMETRY_LOG_LEVEL": "warning",
             "K2_TELEMETRY_METRICS_PORT": "0",
+            "K2_INGEST_CONNECTIONS": str(self._connections),
         }
         words = ("--symbols", self.load.symbols, "--url", self.load.url, "--data-dir", folder)
         self._process = Process("ingest", "binance", *words, env=env)

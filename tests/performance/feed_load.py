@@ -1,9 +1,10 @@
 """A venue that costs next to nothing: trades as ready-made websocket bytes, written in bulk by a process of its own.
 
-    python -m tests.performance.feed_load RATE TRADES SYMBOLS FIRST_ID
+    python -m tests.performance.feed_load RATE TRADES SYMBOLS FIRST_ID CONNECTIONS
 
-It prints its port, takes one client at a time, sends TRADES trades at RATE a second (0 = as fast as the client reads),
-prints when it began, when it ended and how far it fell behind at worst, and stays silent. Each trade's event time, in
+It prints its port, waits for CONNECTIONS websockets, sends each of them TRADES trades at RATE a second (0 = as fast as
+they are read), prints when it began, when it ended and how far it fell behind at worst, and stays silent. Whoever asks
+for anything but a websocket is told that there is none. Each trade's event time, in
 microseconds, is when its bytes were handed to the socket. All frames are of one length, so that a tick's frames are
 one array of bytes in which ids and times are set by column: 0.2 us a trade.
 """
@@ -74,8 +75,10 @@ def _digits(numbers: np.ndarray, width: int) -> np.ndarray:
 class FeedLoad:
     """The process, from the benchmark's side."""
 
-    def __init__(self, *, rate: float, trades: int, symbol_count: int = 20, first_id: int = FIRST_ID) -> None:
-        words = [str(word) for word in (rate, trades, symbol_count, first_id)]
+    def __init__(
+        self, *, rate: float, trades: int, symbol_count: int = 20, first_id: int = FIRST_ID, connections: int = 1
+    ) -> None:
+        words = [str(word) for word in (rate, trades, symbol_count, first_id, connections)]
         command = [sys.executable, "-m", "tests.performance.feed_load", *words]
         self._child = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
         self.symbols = ",".join(symbols(symbol_count))
@@ -103,35 +106,45 @@ class FeedLoad:
 
 
 def main() -> None:
-    rate, (trades, symbol_count, first_id) = float(sys.argv[1]), map(int, sys.argv[2:])
+    rate, (trades, symbol_count, first_id, connections) = float(sys.argv[1]), map(int, sys.argv[2:])
     frames = Frames(symbol_count, first_id)
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         listener.listen()
         print(listener.getsockname()[1], flush=True)  # noqa: T201
         while True:
-            client, _ = listener.accept()
-            with client:
-                try:
-                    _shake_hands(client)
-                    _send(client, frames, rate, trades)
-                    while client.recv(4096):
-                        pass
-                except OSError:
-                    continue
+            clients: list[socket.socket] = []
+            while len(clients) < connections:
+                client, _ = listener.accept()
+                if _shake_hands(client):
+                    clients.append(client)
+                else:
+                    client.close()
+            try:
+                _send(clients, frames, rate, trades)
+                while clients[0].recv(4096):
+                    pass
+            except OSError:
+                continue
+            finally:
+                for client in clients:
+                    client.close()
 
 
-def _shake_hands(client: socket.socket) -> None:
+def _shake_hands(client: socket.socket) -> bool:
+    """False when it is no websocket that is asked for; it has its answer then."""
     protocol = ServerProtocol()
     while not (requests := protocol.events_received()):
         protocol.receive_data(client.recv(65_536))
     assert isinstance(requests[0], Request)
-    protocol.send_response(protocol.accept(requests[0]))
+    accepted = protocol.accept(requests[0])
+    protocol.send_response(accepted)
     client.sendall(b"".join(protocol.data_to_send()))
     client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    return accepted.status_code == 101
 
 
-def _send(client: socket.socket, frames: Frames, rate: float, trades: int) -> None:
+def _send(clients: list[socket.socket], frames: Frames, rate: float, trades: int) -> None:
     print(time.time(), flush=True)  # noqa: T201
     sent, begun_s, behind_s = 0, time.monotonic(), 0.0
     while sent < trades:
@@ -140,7 +153,9 @@ def _send(client: socket.socket, frames: Frames, rate: float, trades: int) -> No
             behind_s = max(behind_s, (due - sent) / rate)
         while sent < due:
             count = min(_CHUNK, due - sent)
-            client.sendall(frames.make(sent, count, time.time_ns() // 1_000))
+            made = frames.make(sent, count, time.time_ns() // 1_000)
+            for client in clients:
+                client.sendall(made)
             sent += count
         if sent < trades:
             time.sleep(_TICK_S)

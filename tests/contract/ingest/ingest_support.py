@@ -33,8 +33,9 @@ def eventually(condition: Callable[[], bool], what: str | Callable[[], str]) -> 
 
 
 def quick(**changes: Any) -> IngestSettings:
-    """Ingest settings that do not wait."""
-    return IngestSettings(**{"backoff_s_first": 0.01, "backoff_s_max": 0.02, "checkpoint_interval_s": 3600, **changes})
+    """Ingest settings that do not wait, with one connection: of a replay each connection gets the whole."""
+    plain = {"backoff_s_first": 0.01, "backoff_s_max": 0.02, "checkpoint_interval_s": 3600, "connections": 1}
+    return IngestSettings(**{**plain, **changes})
 
 
 def trade_line(elapsed_ns: int, symbol: str, trade_id: int) -> bytes:

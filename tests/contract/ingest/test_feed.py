@@ -18,10 +18,13 @@ from common.settings import IngestSettings
 from ingest.feed import Feed
 from ingest.market import Market
 from ingest.simulator import Simulator
+from ingest.venues.binance import BinanceSession
+from ingest.watch import Hosts
 from tests.contract.ingest.ingest_support import PATIENCE_S, made_up, quick
 
 Start = Callable[..., Any]
-STREAMS = "/stream?streams=btcusdt@trade"
+STREAMS = ["btcusdt@trade"]
+SESSION = BinanceSession(["BTCUSDT"])
 
 
 class WatchedClock(ManualClock):
@@ -37,7 +40,7 @@ class WatchedClock(ManualClock):
 class Harness:
     """A running feed, what it handed on, and what it waited for."""
 
-    def __init__(self, url: str, settings: IngestSettings) -> None:
+    def __init__(self, urls: Sequence[str], settings: IngestSettings, streams: Sequence[str] = STREAMS) -> None:
         self.clock = WatchedClock()
         self.waits: list[float] = []
         self.ids: list[int] = []
@@ -45,7 +48,9 @@ class Harness:
         self.handling = 0
         self.hold = asyncio.Event()
         self.hold.set()
-        self.feed = Feed(url + STREAMS, self.handle, settings, clock=self.clock, sleep=self.sleep, tick_s=0.005)
+        self.feed = Feed(
+            urls, SESSION, streams, self.handle, settings, clock=self.clock, sleep=self.sleep, tick_s=0.005
+        )
 
     async def handle(self, frames: Sequence[bytes], receive_time_us: int, correlation_id: str) -> None:
         self.handling += 1
@@ -53,8 +58,10 @@ class Harness:
         self.handling -= 1
         assert receive_time_us == self.clock.now_us()
         for message in map(json.loads, frames):
-            if message["stream"] == "!serverShutdown":
-                self.feed.rotate()
+            if message.get("stream") == "!serverShutdown":
+                self.feed.rotate(correlation_id)
+                continue
+            if "stream" not in message:
                 continue
             self.ids.append(message["data"]["t"])
         if correlation_id not in self.correlation_ids:
@@ -62,17 +69,23 @@ class Harness:
 
     async def sleep(self, seconds: float) -> None:
         self.waits.append(seconds)
+        self.clock.advance(seconds)
         await asyncio.sleep(0)
 
     async def until(self, condition: Callable[[], bool]) -> None:
-        async with asyncio.timeout(PATIENCE_S):
-            while not condition():  # noqa: ASYNC110  (what it waits for happens on other threads)
-                await asyncio.sleep(0.002)
+        await until(condition)
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(PATIENCE_S):
+        while not condition():  # noqa: ASYNC110  (what it waits for happens on other threads)
+            await asyncio.sleep(0.002)
 
 
 @asynccontextmanager
-async def running(url: str, **settings: Any) -> Any:
-    one = Harness(url, quick(backoff_s_first=5, backoff_s_max=60, **settings))
+async def running(*urls: str, streams: Sequence[str] = STREAMS, **settings: Any) -> Any:
+    """A feed with one connection, unless the settings say otherwise."""
+    one = Harness(urls, quick(**{"backoff_s_first": 5, "backoff_s_max": 60, "connections": 1, **settings}), streams)
     await one.feed.open()
     task = asyncio.create_task(one.feed.run())
     try:
@@ -104,7 +117,7 @@ def test_a_lost_connection_is_made_again_with_a_new_correlation_id(tmp_path: Pat
             await one.until(lambda: one.ids == [1, 2, 3, 4, 5])
             source.drop_connections()
             await one.until(lambda: one.ids == [1, 2, 3, 4, 5] * 2)
-            assert one.feed.reconnects == 1
+            assert one.feed.counters.reconnects == 1
             assert len(one.correlation_ids) == 2
             assert len(one.waits) == 1
             assert 2.5 <= one.waits[0] <= 5
@@ -148,7 +161,7 @@ def test_a_silent_connection_is_given_up_when_it_is_stale(tmp_path: Path, simula
             await one.until(lambda: len(one.ids) == 2)
             one.clock.advance(120)
             await one.until(lambda: len(one.ids) == 4)
-            assert one.feed.reconnects == 1
+            assert one.feed.counters.reconnects == 1
 
     run(test)
 
@@ -163,7 +176,7 @@ def test_a_connection_that_waits_for_us_is_not_stale(tmp_path: Path, simulator: 
             one.clock.advance(1_000)
             looks = one.clock.looks
             await one.until(lambda: one.clock.looks > looks + 2)
-            assert one.feed.reconnects == 0
+            assert one.feed.counters.reconnects == 0
             assert one.ids == []
             one.clock.advance(-1_000)
             one.hold.set()
@@ -178,12 +191,12 @@ def test_rotation_misses_nothing_because_old_and_new_overlap(market: Simulator) 
             for rotation in range(1, 4):
                 await one.until(lambda rotation=rotation: len(one.ids) > 300 * rotation)
                 one.clock.advance(1_000)
-                await one.until(lambda rotation=rotation: one.feed.rotations == rotation)
+                await one.until(lambda rotation=rotation: one.feed.counters.rotations == rotation)
             seen = len(one.ids)
             await one.until(lambda: len(one.ids) > seen + 300)
             await one.until(lambda: market.stats().clients == 1)
             assert set(one.ids) == set(range(1, max(one.ids) + 1))
-            assert one.feed.reconnects == 0
+            assert one.feed.counters.reconnects == 0
             assert len(one.correlation_ids) == 4
 
     run(test)
@@ -194,7 +207,7 @@ def test_an_announced_shutdown_moves_to_a_new_connection_without_a_gap(market: S
         async with running(market.url) as one:
             await one.until(lambda: len(one.ids) > 100)
             market.announce_shutdown()
-            await one.until(lambda: one.feed.rotations == 1 and market.stats().clients == 1)
+            await one.until(lambda: one.feed.counters.rotations == 1 and market.stats().clients == 1)
             assert set(one.ids) == set(range(1, max(one.ids) + 1))
 
     run(test)
@@ -207,11 +220,11 @@ def test_a_rotation_that_fails_keeps_the_old_connection(tmp_path: Path) -> None:
     async def test() -> None:
         async with running(source.url) as one:
             await one.until(lambda: len(one.ids) > 10)
-            one.feed._url = "ws://127.0.0.1:1" + STREAMS
-            one.feed.rotate()
+            one.feed._shared.hosts = Hosts(["ws://127.0.0.1:1"])
+            one.feed.lines[0].rotate()
             seen = len(one.ids)
             await one.until(lambda: len(one.ids) > seen + 500)
-            assert (one.feed.rotations, one.feed.reconnects) == (0, 0)
+            assert (one.feed.counters.rotations, one.feed.counters.reconnects) == (0, 0)
             assert one.feed.connected
 
     try:
@@ -227,7 +240,7 @@ def test_what_the_handler_raises_ends_the_feed(tmp_path: Path, simulator: Start)
         raise ZeroDivisionError
 
     async def test() -> None:
-        feed = Feed(source.url + STREAMS, handle, quick())
+        feed = Feed([source.url], SESSION, STREAMS, handle, quick())
         await feed.open()
         with pytest.raises(ZeroDivisionError):
             await feed.run()
@@ -244,11 +257,11 @@ def test_the_first_connection_has_to_succeed(tmp_path: Path, simulator: Start) -
 
     async def test() -> None:
         with pytest.raises(FeedClosed, match=r"127\.0\.0\.1:1 cannot be reached"):
-            await Feed("ws://127.0.0.1:1/stream", handle, quick()).open()
+            await Feed(["ws://127.0.0.1:1"], SESSION, STREAMS, handle, quick()).open()
         with pytest.raises(FeedClosed, match=r"refused the connection \(HTTP 400: .*invalid stream btcusdt@nothing"):
-            await Feed(source.url + "/stream?streams=btcusdt@nothing", handle, quick()).open()
+            await Feed([source.url], SESSION, ["btcusdt@nothing"], handle, quick()).open()
         with pytest.raises(FeedClosed, match=r"refused the connection \(HTTP 404"):
-            await Feed(source.url + "/elsewhere", handle, quick()).open()
+            await Feed([source.url + "/elsewhere"], SESSION, STREAMS, handle, quick()).open()
 
     run(test)
 
@@ -274,7 +287,7 @@ def test_messages_in_fragments_and_those_before_the_end_come_whole_and_in_order(
 
     async def test() -> None:
         async with venue(send) as url, running(url) as one:
-            await one.until(lambda: one.ids[:4] == [1, 2, 3, 4] and one.feed.reconnects >= 1)
+            await one.until(lambda: one.ids[:4] == [1, 2, 3, 4] and one.feed.counters.reconnects >= 1)
             assert one.ids[:8] == [1, 2, 3, 4] * (len(one.ids[:8]) // 4) + [1, 2, 3, 4][: len(one.ids[:8]) % 4]
 
     run(test)
@@ -296,8 +309,9 @@ def test_a_handler_that_waits_slows_the_venue_down_and_nothing_is_lost() -> None
         async with venue(send) as url, running(url) as one:
             one.hold.clear()
             await one.until(lambda: one.handling == 1 and sent > 1_000)
-            assert one.feed._current is not None
-            websocket = one.feed._current.websocket
+            current = one.feed.lines[0]._current
+            assert current is not None
+            websocket = current.websocket
             await one.until(lambda: websocket._reading_paused)
             assert websocket._waiting < 10_000
             assert sent < count

@@ -15,8 +15,8 @@ from common.errors import FeedClosed, FeedLimited, FeedProtocolError, FeedRefuse
 from ingest.rest import RestClient, RestRequest
 from ingest.simulator import Simulator
 from ingest.venues.binance_rest import (
-    exchange_info_requests,
     historical_trades_request,
+    instrument_request,
     instruments_of,
     server_time_request,
     server_time_us_of,
@@ -80,8 +80,7 @@ def test_the_simulator_tells_time_symbols_and_the_trades_of_its_captures(tmp_pat
     async def test() -> None:
         async with client(source.url.replace("ws", "http")) as (rest, _):
             assert server_time_us_of(await rest.get(TIME)) > 1_700_000_000_000_000
-            [request] = exchange_info_requests(["BTCUSDT", "ETHBTC"])
-            infos = instruments_of(await rest.get(request))
+            infos = instruments_of(await rest.get(instrument_request(["BTCUSDT", "ETHBTC"])))
             assert [(info.base_currency, info.quote_currency) for info in infos] == [("BTC", "USDT"), ("ETH", "BTC")]
             trades = trades_of(await rest.get(historical_trades_request("ETHBTC", 1_000_100)), "ETHBTC", 5)
             assert [trade.trade_id for trade in trades] == list(range(1_000_100, 1_001_100))

@@ -17,7 +17,6 @@ from ingest.venues.binance import (
     IgnoredEvent,
     ServerShutdown,
     TradeEvent,
-    dataset_of_frame,
 )
 
 RECEIVED_US = 1_723_161_904_525_430
@@ -230,28 +229,26 @@ def test_streams_and_path_are_binances_own_form() -> None:
     one = BinanceSession(["btcusdt", "BTCUSDT", " ETHBTC "])
     assert one.symbols == ("BTCUSDT", "ETHBTC")
     assert one.streams == ("btcusdt@trade", "btcusdt@bookTicker", "ethbtc@trade", "ethbtc@bookTicker")
-    assert one.path == "/stream?streams=btcusdt@trade/btcusdt@bookTicker/ethbtc@trade/ethbtc@bookTicker"
+    assert one.path_of(one.streams) == "/stream?streams=btcusdt@trade/btcusdt@bookTicker/ethbtc@trade/ethbtc@bookTicker"
 
 
 def test_symbols_outside_of_ascii_are_escaped_in_the_path() -> None:
     assert (
-        BinanceSession(["币安USDT"]).path
+        BinanceSession.path_of(BinanceSession(["币安USDT"]).streams)
         == "/stream?streams=%E5%B8%81%E5%AE%89usdt@trade/%E5%B8%81%E5%AE%89usdt@bookTicker"
     )
 
 
-@pytest.mark.parametrize(
-    "symbols", [[], [""], ["BTC/USDT"], ["A B"], ["x@trade"], ["B" * 51], [f"S{n}" for n in range(513)]]
-)
+@pytest.mark.parametrize("symbols", [[], [""], ["BTC/USDT"], ["A B"], ["x@trade"], ["B" * 51]])
 def test_symbols_that_cannot_be_are_a_settings_error(symbols: list[str]) -> None:
     with pytest.raises(SettingsError):
         BinanceSession(symbols)
 
 
 def test_a_broken_frame_is_the_dead_letter_of_the_stream_it_names() -> None:
-    assert dataset_of_frame(book_frame()[:-3]) is QUOTES
-    assert dataset_of_frame(trade_frame()[:-3]) is TRADES
-    assert dataset_of_frame(b"\xff") is TRADES
+    assert BinanceSession.dataset_of_frame(book_frame()[:-3]) is QUOTES
+    assert BinanceSession.dataset_of_frame(trade_frame()[:-3]) is TRADES
+    assert BinanceSession.dataset_of_frame(b"\xff") is TRADES
 
 
 def told(raw: bytes) -> object:

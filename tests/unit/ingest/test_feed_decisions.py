@@ -8,7 +8,9 @@ from hypothesis import strategies as st
 
 from common.errors import SettingsError
 from common.settings import IngestSettings
-from ingest.feed import Decision, Feed, backoff_s, decide
+from ingest.feed import Feed
+from ingest.venues.binance import BinanceSession
+from ingest.watch import Decision, backoff_s, decide
 
 SETTINGS = IngestSettings(stale_after_s=120, rotate_after_s=3600, backoff_s_first=5, backoff_s_max=60)
 
@@ -47,4 +49,4 @@ def test_a_url_that_is_none_is_a_settings_error(url: str) -> None:
         raise AssertionError
 
     with pytest.raises(SettingsError, match="is not a websocket URL"):
-        Feed(url, handle, SETTINGS)
+        Feed([url], BinanceSession(["BTCUSDT"]), [], handle, SETTINGS)

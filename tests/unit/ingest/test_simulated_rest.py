@@ -15,8 +15,8 @@ from ingest.rest import RestRequest
 from ingest.simulated_rest import SimulatedRest, TradeHistory
 from ingest.venues.binance import BinanceSession
 from ingest.venues.binance_rest import (
-    exchange_info_requests,
     historical_trades_request,
+    instrument_request,
     instruments_of,
     rest_url_of,
     server_time_request,
@@ -33,8 +33,7 @@ def rest_of(market: Market, steps: int = 0, per_symbol_max: int = 50_000) -> tup
     session, history, events = BinanceSession(market.symbols), TradeHistory(per_symbol_max), []
     for _ in range(steps):
         trade, _book = market.step(NOW_US)
-        assert trade.symbol is not None
-        history.add(trade.symbol, trade.trade_id, trade.frame)
+        history.add(*market.last_trade, trade.frame)
         events.append(session.receive(trade.frame, NOW_US))
     return SimulatedRest(market.instruments(), history), events  # type: ignore[return-value]
 
@@ -68,20 +67,12 @@ def test_old_trades_are_forgotten_and_what_is_left_is_given() -> None:
 def test_instruments_have_their_currencies_steps_and_status() -> None:
     market = Market(["BTCUSDT", "ETHBTC", "BNBEUR"], seed=1)
     rest, _ = rest_of(market)
-    [request] = exchange_info_requests(market.symbols)
-    infos = instruments_of(ask(rest, request))
+    infos = instruments_of(ask(rest, instrument_request(market.symbols)))
     assert infos == market.instruments()
     assert infos[1]._replace(status=None) == (
         "ETHBTC", "ETH", "BTC", Decimal("0.00001"), Decimal("0.0001"), None,
     )  # fmt: skip
     assert infos[0].status == "TRADING"
-
-
-def test_many_symbols_are_asked_for_in_several_requests() -> None:
-    requests = list(exchange_info_requests(f"S{number}" for number in range(250)))
-    asked = [name for request in requests for name in json.loads(str(request.params["symbols"]))]
-    assert asked == [f"S{number}" for number in range(250)]
-    assert all(len(urlencode(request.params)) < 4_000 for request in requests)
 
 
 def test_the_time_is_the_simulator_s() -> None:

@@ -1,0 +1,37 @@
+"""The venues that K2 knows. A new one is a file of pure code beside this one, and an entry here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+from common.settings import IngestSettings
+from ingest.venues import binance_rest
+from ingest.venues.binance import BinanceSession
+from ingest.venues.session import Session, VenueRest
+
+
+@dataclass(frozen=True)
+class Venue:
+    """A venue: its name in records, how a session of some symbols is made, its REST interface, its addresses."""
+
+    name: str
+    title: str
+    session: Callable[[Iterable[str]], Session]
+    rest: VenueRest
+    url: Callable[[IngestSettings], str]
+    rest_url: Callable[[IngestSettings], str | None]
+    symbols: str
+
+
+BINANCE = Venue(
+    name="binance",
+    title="Binance Spot",
+    session=BinanceSession,
+    rest=binance_rest,
+    url=lambda settings: settings.binance_url,
+    rest_url=lambda settings: settings.binance_rest_url,
+    symbols="BTCUSDT,ETHUSDT",
+)
+
+VENUES: dict[str, Venue] = {venue.name: venue for venue in (BINANCE,)}
