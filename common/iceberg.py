@@ -16,7 +16,7 @@ from pyiceberg.manifest import ManifestContent, ManifestFile
 from pyiceberg.table import TableProperties, Transaction
 from pyiceberg.table.metadata import TableMetadata
 from pyiceberg.table.snapshots import Operation, Snapshot
-from pyiceberg.table.update import update_table_metadata
+from pyiceberg.table.update import _apply_table_update, _TableMetadataUpdateContext
 from pyiceberg.table.update.snapshot import _ManifestMergeManager, _OverwriteFiles
 from sqlalchemy import select
 from sqlalchemy.orm import Session
@@ -53,8 +53,10 @@ class ThriftyTransaction(Transaction):
     """PyIceberg's transaction without its cost of history.
 
     `Transaction.table_metadata` copies the whole metadata deeply each time it is read, about 20 times per append. Here
-    one copy serves until the staged updates change. One append, metadata with 100 / 300 snapshots: 141 / 325 ms with
-    PyIceberg's, 35 / 51 ms with this.
+    the staged updates are applied once, to what they change, and the rest is shared with the table's own metadata:
+    nothing of PyIceberg changes metadata in place. One append, metadata with 100 / 300 snapshots: 141 / 325 ms with
+    PyIceberg's, 35 / 51 ms with one deep copy for all; a commit on 120 snapshots took 65 ms of CPU with two such
+    copies, 46 with none (two busy cores).
     """
 
     _seen: tuple[object, object, TableMetadata] | None = None
@@ -63,7 +65,9 @@ class ThriftyTransaction(Transaction):
     def table_metadata(self) -> TableMetadata:
         seen = self._seen
         if seen is None or seen[0] is not self._updates or seen[1] is not self._table.metadata:
-            metadata = update_table_metadata(self._table.metadata, self._updates)
+            metadata, context = self._table.metadata, _TableMetadataUpdateContext()
+            for update in self._updates:
+                metadata = _apply_table_update(update, metadata, context)
             seen = self._seen = (self._updates, self._table.metadata, metadata)
         return seen[2]
 

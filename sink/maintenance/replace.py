@@ -26,7 +26,14 @@ from pyiceberg.manifest import (
 )
 from pyiceberg.table import Transaction
 from pyiceberg.table.metadata import TableMetadata
-from pyiceberg.table.snapshots import Operation, Snapshot, Summary, ancestors_of
+from pyiceberg.table.snapshots import (
+    Operation,
+    Snapshot,
+    SnapshotSummaryCollector,
+    Summary,
+    ancestors_of,
+    update_snapshot_summaries,
+)
 from pyiceberg.table.update.snapshot import _MergeAppendFiles
 
 from common.commits import DELETED_KEY
@@ -184,12 +191,19 @@ class _Producer(_MergeAppendFiles):
         self._name = table.name
 
     def _summary(self, snapshot_properties: dict[str, str] = {}) -> Summary:  # noqa: B006 - PyIceberg's own signature
-        operation, self._operation = self._operation, Operation.OVERWRITE
-        try:
-            counted = super()._summary(snapshot_properties)
-        finally:
-            self._operation = operation
-        return Summary(operation=operation, **counted.additional_properties)
+        metadata = self._transaction.table_metadata
+        specs, schema = metadata.specs(), metadata.schema()
+        collector = SnapshotSummaryCollector()
+        for file in self._added_data_files:
+            collector.add_file(file, schema=schema, partition_spec=specs[file.spec_id])
+        for file in self._deleted_data_files:
+            collector.remove_file(file, schema=schema, partition_spec=specs[file.spec_id])
+        before = metadata.current_snapshot()
+        counted = update_snapshot_summaries(
+            Summary(operation=Operation.OVERWRITE, **collector.build(), **snapshot_properties),
+            None if before is None or before.summary is None else before.summary.additional_properties,
+        )
+        return Summary(operation=self._operation, **counted.additional_properties)
 
     def _parent(self) -> list[ManifestFile]:
         parent = self._transaction.table_metadata.current_snapshot()

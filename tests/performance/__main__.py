@@ -23,6 +23,7 @@ from common.settings import TelemetrySettings
 from common.telemetry import configure_logging
 from tests.performance import (
     bench_cancel,
+    bench_commits,
     bench_decode,
     bench_flight,
     bench_freshness,
@@ -41,6 +42,7 @@ BENCHES: dict[str, Callable[[float], list[Figure]]] = {
     "ingest": bench_ingest.run,
     "freshness": bench_freshness.run,
     "sink": bench_sink.run,
+    "commits": bench_commits.run,
     "flight": bench_flight.run,
     "cancel": bench_cancel.run,
     "live": bench_live.run,
@@ -52,7 +54,7 @@ BENCHES: dict[str, Callable[[float], list[Figure]]] = {
 
 
 #: These need package registries or minutes: they run when they are named.
-_ON_REQUEST = frozenset({"peers", "read_view", "store"})
+_ON_REQUEST = frozenset({"commits", "peers", "read_view", "store"})
 
 
 @dataclass(frozen=True)
