@@ -31,6 +31,7 @@ from flight_server.storage.commit_rows import ops_rows
 from k2.runner import EXIT_FAILED, exit_code, stop_on_signals
 from k2.watching import watched
 from sink.maintenance import jobs
+from sink.maintenance.compaction import CompactionPolicy, compact
 from sink.maintenance.expiry import ExpiryPolicy, expire
 from sink.maintenance.jobs import Report
 from sink.maintenance.orphans import GRACE_S, remove_orphans
@@ -149,6 +150,22 @@ def expire_(
         if table.name not in _OURS:
             raise Refused(f"{table.name} is no table of the market; whoever writes it expires its snapshots")
         return expire(table, policy, SystemClock().now_us(), dry_run=dry_run, progress=progress)
+
+    _each(data_dir, names or _OURS, as_json, job, only_present=not names)
+
+
+@tables.command("compact")
+@_TABLES
+@_DRY_RUN
+@_JSON
+@_DATA_DIR
+def compact_(names: tuple[str, ...], dry_run: bool, as_json: bool, data_dir: Path | None) -> None:
+    """Make few large files of many small ones, partition by partition, each group in one commit."""
+
+    def job(table: AnyTable, progress: jobs.Progress) -> Report:
+        if table.name not in _OURS:
+            raise Refused(f"{table.name} is no table of the market; whoever writes it decides how its files lie")
+        return compact(table, CompactionPolicy(), SystemClock().now_us(), dry_run=dry_run, progress=progress)
 
     _each(data_dir, names or _OURS, as_json, job, only_present=not names)
 

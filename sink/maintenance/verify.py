@@ -8,8 +8,9 @@ What is looked at, of the current snapshot unless said otherwise:
 - each Kafka offset is there once, and none at or behind the next offset that the snapshot says it has taken in;
 - each id of a venue (trades, quotes) is there once within (exchange, symbol).
 
-Offsets without a row, and holes in the trade ids, are counted and reported, not found fault with: a log has records
-that are no rows (dead letters, the markers of transactions), and a feed may have lost trades.
+Offsets without a row are counted and reported, not found fault with: a log has records that are no rows (dead letters,
+the markers of transactions). Trade ids that are missing are found fault with where no recorded gap (`ops.gap_events`)
+covers them.
 
 Nothing is changed. Memory grows by one bit a row, or two bytes where ids are sparse, not by files or columns: rows are
 read batch by batch, in one pass, and only the columns that are compared.
@@ -17,16 +18,13 @@ read batch by batch, in one pass, and only the columns that are compared.
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
-from typing import Any, ClassVar, NamedTuple
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import ClassVar, NamedTuple
 
-import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from pyiceberg.exceptions import NoSuchTableError
 from pyiceberg.expressions import AlwaysTrue
 from pyiceberg.io.pyarrow import ArrowScan
 from pyiceberg.manifest import ManifestContent
@@ -35,32 +33,26 @@ from pyiceberg.table.snapshots import Snapshot
 
 from common.commit_files import CommitLog
 from common.commits import Loss
-from common.datasets import DATASETS, TRADES, Dataset
+from common.datasets import DATASETS, GAP_EVENTS
 from common.errors import K2Error
 from common.iceberg import reason, summary_entry, translated
-from common.offsets import PartitionOffsets, topic_short
-from common.schemas.arrow import table_schema
+from common.offsets import PartitionOffsets
 from sink.maintenance.files import FileStore, hash_of, live_entries, manifests_of
-from sink.maintenance.ids import Ids, IdSet, Range
+from sink.maintenance.ids import Range, joined
 from sink.maintenance.jobs import UNWATCHED, MaintainedTable, Progress, Report, counted, in_bytes
+from sink.maintenance.verify_rows import Findings, Gaps, Key, SeenRows
 from sink.table import offsets_of
 
-#: Findings that are told one by one; of more, only how many.
-FINDINGS_MAX = 1_000
 _SIZES_AT_ONCE = 500
 _BATCH_ROWS = 262_144
-_RANGES_SHOWN = 3
-_KEYS_SHOWN = 20
-_OFFSET_COLUMNS = ("_kafka_topic", "_kafka_partition", "_kafka_offset")
-
-#: (exchange, symbol)
-Key = tuple[str, str]
+_GAP_COLUMNS = ("exchange", "symbol", "first_id", "last_id")
 
 
 @dataclass(frozen=True)
 class VerifyReport(Report):
     """`findings` are what is wrong, a line each, the first thousand of `findings_found`; `remarks` what is worth
-    knowing and not wrong. `offsets_without_row` and `ids_missing` count the holes in the offsets and in the trade ids.
+    knowing and not wrong. `offsets_without_row` and `ids_missing` count the holes in the offsets and in the trade ids,
+    `ids_unrecorded` those of the latter that no recorded gap covers.
     """
 
     job: ClassVar[str] = "verify"
@@ -75,6 +67,7 @@ class VerifyReport(Report):
     offsets_without_row: int
     keys: int
     ids_missing: int
+    ids_unrecorded: int
     findings_found: int
     findings: tuple[str, ...]
     remarks: tuple[str, ...]
@@ -108,17 +101,6 @@ def verify(
         return _Verification(table.name, table.iceberg_table, progress).run(quick=quick, deep=deep)
 
 
-@dataclass
-class _Findings:
-    lines: list[str] = field(default_factory=list)
-    found: int = 0
-
-    def add(self, line: str) -> None:
-        self.found += 1
-        if len(self.lines) < FINDINGS_MAX:
-            self.lines.append(line)
-
-
 class _Verification:
     """One run over one state of one table."""
 
@@ -127,7 +109,7 @@ class _Verification:
         self._table = table
         self._progress = progress
         self._store = FileStore(table.io, table.metadata.location)
-        self._findings = _Findings()
+        self._findings = Findings()
         self._remarks: list[str] = []
         self._dataset = next((dataset for dataset in DATASETS.values() if dataset.table == name), None)
         self._has_deletes = False
@@ -140,12 +122,12 @@ class _Verification:
         self._check_files()
         files = [] if current is None else self._current_files(current)
         offsets = self._offsets() if self._dataset is not None and current is not None else PartitionOffsets()
-        rows = _Rows(self._dataset, offsets, self._findings)
+        rows = SeenRows(self._dataset, offsets, self._findings)
         if current is not None and files is not None:
             self._check_counts(current, files)
             if not quick:
                 self._check_rows(files, rows, deep)
-        self._remarks += rows.remarks(self._deletions())
+        self._remarks += rows.remarks(self._deletions(), self._gaps)
         return VerifyReport(
             self._name,
             dry_run=False,
@@ -159,6 +141,7 @@ class _Verification:
             offsets_without_row=rows.offsets_without_row,
             keys=len(rows.ids),
             ids_missing=rows.ids_missing,
+            ids_unrecorded=rows.ids_unrecorded,
             findings_found=self._findings.found,
             findings=tuple(self._findings.lines),
             remarks=tuple(self._remarks),
@@ -248,7 +231,7 @@ class _Verification:
 
     # -- rows
 
-    def _check_rows(self, files: list[_File], rows: _Rows, deep: bool) -> None:
+    def _check_rows(self, files: list[_File], rows: SeenRows, deep: bool) -> None:
         reads = deep or bool(rows.columns)
         self._progress.step("read rows" if reads else "read footers", sum(file.rows for file in files))
         for file in files:
@@ -278,7 +261,7 @@ class _Verification:
             if columns is None or columns:
                 yield from parquet.iter_batches(_BATCH_ROWS, columns=None if columns is None else list(columns))
 
-    def _check_rows_behind_deletes(self, rows: _Rows) -> None:
+    def _check_rows_behind_deletes(self, rows: SeenRows) -> None:
         """The rows that delete files leave, as PyIceberg reads them: a file's rows at a time."""
         self._remarks.append("there are delete files: rows were read through them")
         schema = self._table.schema().select(*rows.columns)
@@ -295,129 +278,25 @@ class _Verification:
         log.update(self._table)
         return log.losses(self._table.metadata.current_snapshot_id)
 
+    def _gaps(self) -> Gaps | None:
+        """The gaps that were ever recorded, in whatever state they are now; None without the table.
+
+        Read behind the rows: a gap is recorded a moment after it is seen.
+        """
+        try:
+            events = self._table.catalog.load_table(GAP_EVENTS.table)
+        except NoSuchTableError:
+            return None
+        found: dict[Key, list[Range]] = {}
+        for batch in events.scan(selected_fields=_GAP_COLUMNS).to_arrow_batch_reader():
+            for exchange, symbol, first, last in zip(*(c.to_pylist() for c in batch.select(_GAP_COLUMNS)), strict=True):
+                found.setdefault((exchange, symbol), []).append((first, last))
+        return {key: list(joined(sorted(ranges))) for key, ranges in found.items()}
+
 
 class _File(NamedTuple):
     path: str
     rows: int
-
-
-class _Rows:
-    """What was seen of the rows: each offset, and each id of a venue, once."""
-
-    def __init__(self, dataset: Dataset | None, taken: PartitionOffsets, findings: _Findings) -> None:
-        self._findings = findings
-        self._taken = taken
-        self._by_short = {(topic_short(p.topic_id), p.partition): p for p in taken}
-        self._offsets: dict[tuple[str, int], IdSet] = {}
-        self._twice: dict[str, tuple[int, int]] = {}
-        self.ids: dict[Key, IdSet] = {}
-        self._id_column = None if dataset is None else _dense_id(dataset)
-        self._is_dense = dataset is not None and dataset.name == TRADES.name
-        identity = () if self._id_column is None else ("exchange", "symbol", self._id_column)
-        #: What is read of each row; nothing of a table that is not the log's.
-        self.columns = () if dataset is None else (*_OFFSET_COLUMNS, *identity)
-        self.read = 0
-        self.offsets_without_row = 0
-        self.ids_missing = 0
-
-    def add(self, batch: pa.RecordBatch) -> None:
-        self.read += batch.num_rows
-        if not self.columns or not batch.num_rows:
-            return
-        for (topic, partition), offsets in _groups(batch, ("_kafka_topic", "_kafka_partition"), "_kafka_offset"):
-            seen = self._offsets.setdefault((topic, partition), IdSet())
-            self._note(f"the offset {{}} of topic ...{topic} [{partition}]", seen.add(offsets))
-        if self._id_column is not None:
-            for (exchange, symbol), ids in _groups(batch, ("exchange", "symbol"), self._id_column):
-                known = self.ids.setdefault((exchange, symbol), IdSet())
-                self._note(f"the {self._id_column} {{}} of {exchange} {symbol}", known.add(ids))
-
-    def end_file(self) -> None:
-        for seen in (*self._offsets.values(), *self.ids.values()):
-            seen.pack()
-
-    def remarks(self, deletions: Sequence[Loss]) -> list[str]:
-        """Judge what was seen, once all of it was; the lines that are worth knowing."""
-        for what, (count, first) in self._twice.items():
-            more = f", and {count - 1:,} others too" if count > 1 else ""
-            self._findings.add(f"{what.format(first)} is there more than once{more}")
-        lines = self._offset_remarks()
-        if deletions and self.read:
-            lines.append(f"{counted(len(deletions), 'snapshot')} deleted rows: what is missing may be theirs")
-        if self._is_dense:
-            lines += self._id_remarks()
-        return lines
-
-    def _offset_remarks(self) -> list[str]:
-        lines = []
-        for (topic, partition), seen in sorted(self._offsets.items()):
-            name = f"topic ...{topic} [{partition}]"
-            first, last = seen.first(), seen.last()
-            assert first is not None and last is not None
-            of = self._by_short.get((topic, partition))
-            if of is None:
-                self._findings.add(f"rows of {name} are there, of which the snapshot has taken in nothing")
-                continue
-            end = self._taken[of]
-            if last >= end:
-                self._findings.add(
-                    f"the offset {last:,} of {name} is there, the snapshot has taken in what is below {end:,}"
-                )
-            missing = max(end, last + 1) - first - len(seen)
-            self.offsets_without_row += missing
-            begins = f" begins at offset {first:,}" if first else ""
-            if missing or begins:
-                holes = seen.holes(first, max(end - 1, last))
-                without = f" has no row for {_shown(missing, holes, 'offset')}" if missing else ""
-                lines.append(f"{name}{begins}{' and' if begins and without else ''}{without}")
-        return lines
-
-    def _id_remarks(self) -> list[str]:
-        lines = []
-        for (exchange, symbol), ids in sorted(self.ids.items()):
-            first, last = ids.first(), ids.last()
-            assert first is not None and last is not None
-            missing = last - first + 1 - len(ids)
-            self.ids_missing += missing
-            if missing:
-                lines.append(f"{exchange} {symbol} lacks {_shown(missing, ids.holes(first, last), 'trade')}")
-        if len(lines) > _KEYS_SHOWN:
-            lines[_KEYS_SHOWN:] = [f"{len(lines) - _KEYS_SHOWN:,} more symbols lack trades"]
-        return lines
-
-    def _note(self, what: str, twice: tuple[int, int | None]) -> None:
-        count, first = twice
-        if first is not None:
-            before, earliest = self._twice.get(what, (0, first))
-            self._twice[what] = (before + count, min(earliest, first))
-
-
-def _groups(batch: pa.RecordBatch, by: tuple[str, str], of: str) -> Iterator[tuple[tuple[Any, Any], Ids]]:
-    """The values of the column `of` for each pair of values of the columns `by`."""
-    codes: npt.NDArray[np.int64] = np.zeros(batch.num_rows, np.int64)
-    encoded = [pc.dictionary_encode(batch.column(name)) for name in by]
-    for column in encoded:
-        codes = codes * len(column.dictionary) + column.indices.to_numpy(zero_copy_only=False)
-    order = np.argsort(codes, kind="stable")
-    values = batch.column(of).to_numpy(zero_copy_only=False)[order]
-    found, begins = np.unique(codes[order], return_index=True)
-    width = len(encoded[1].dictionary)
-    firsts, seconds = (column.dictionary.to_pylist() for column in encoded)
-    for code, ids in zip(found.tolist(), np.split(values, begins[1:]), strict=True):
-        yield (firsts[code // width], seconds[code % width]), ids
-
-
-def _dense_id(dataset: Dataset) -> str | None:
-    """The column that has the venue's number of a record; None where that is no number."""
-    kind = table_schema(dataset.schema_name).field(dataset.id_column).type
-    return dataset.id_column if pa.types.is_integer(kind) else None
-
-
-def _shown(count: int, ranges: Iterator[Range], noun: str) -> str:
-    """How many there are, and the first ranges of them."""
-    shown = [str(a) if a == b else f"{a} to {b}" for a, b in itertools.islice(ranges, _RANGES_SHOWN)]
-    more = ", ..." if next(ranges, None) is not None else ""
-    return f"{counted(count, noun)} ({', '.join(shown)}{more})"
 
 
 def _is_new(path: str, seen: set[int]) -> bool:

@@ -98,6 +98,18 @@ def test_tag_expire_orphans_untag(lake: LakeSettings, table: IcebergTable) -> No
     assert trade_ids(lake) == list(range(12))
 
 
+def test_compacting_leaves_the_rows_and_orphans_takes_what_gave_way(lake: LakeSettings, table: IcebergTable) -> None:
+    [planned] = lines(run(lake, "compact", "--dry-run", "--json"))
+    assert (planned["files_before"], planned["dry_run"]) == (4, True)
+    [done] = lines(run(lake, "compact", "--json"))
+    assert (done["files_before"], done["files_after"], done["rows"]) == (4, 1, 12)
+    run(lake, "expire", "--keep", "1", "--older-than", "0s")
+    run(lake, "orphans", "--older-than", "0s", "--delete")
+    assert run(lake, "verify").exit_code == 0
+    assert len([path for path in files_of(lake) if path.parent.name != "history" and path.suffix == ".parquet"]) == 1
+    assert trade_ids(lake) == list(range(12))
+
+
 def test_a_rollback_without_a_broker_is_refused_unless_it_is_forced(lake: LakeSettings, table: IcebergTable) -> None:
     target = str(snapshot_ids(lake)[1])
     refused = run(lake, "rollback", "trades", "--to-snapshot", target)

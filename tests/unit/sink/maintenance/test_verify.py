@@ -11,14 +11,14 @@ import pyarrow.parquet as pq
 import pytest
 from pyiceberg.expressions import EqualTo
 
-from common.datasets import QUOTES, TRADES
+from common.datasets import GAP_EVENTS, QUOTES, TRADES
 from common.iceberg import open_catalog
 from common.offsets import COMMIT_ID_KEY, SUMMARY_KEY, KafkaPartition, PartitionOffsets
 from common.settings import LakeSettings
 from sink.maintenance.tables import AnyTable
 from sink.maintenance.verify import VerifyReport, verify
 from sink.table import IcebergTable
-from tests.support.records import quote, table_rows, trade
+from tests.support.records import EPOCH, quote, table_rows, trade
 from tests.support.upkeep import P0, files_of, filled, trades
 
 
@@ -36,6 +36,27 @@ def land(lake: LakeSettings, ids: Sequence[int], offsets: Sequence[int], next_of
     open_catalog(lake).load_table(TRADES.table).append(
         rows, snapshot_properties={SUMMARY_KEY: taken.to_text(), COMMIT_ID_KEY: f"foreign-{offsets[0]}"}
     )
+
+
+def gap(first: int, last: int, *, symbol: str = "BTCUSDT", state: str = "open") -> dict[str, Any]:
+    gap_id = f"binance:{symbol}:{first}"
+    return {
+        "message_id": f"{gap_id}:1",
+        "gap_id": gap_id,
+        "exchange": "binance",
+        "symbol": symbol,
+        "first_id": first,
+        "last_id": last,
+        "state": state,
+        "severity": "warning",
+        "missing_ids": last - first + 1,
+        "backfilled_ids": 0,
+        "opened_time": EPOCH,
+        "updated_time": EPOCH,
+        "closed_time": None,
+        "closed_by": None,
+        "reason": None,
+    }
 
 
 def checked(lake: LakeSettings, **how: Any) -> VerifyReport:
@@ -175,7 +196,27 @@ def test_holes_are_counted_and_are_no_findings(lake: LakeSettings) -> None:
     assert report.remarks == (
         "topic ...pic-id-1 [0] has no row for 6 offsets (3, 6 to 8, 10 to 11)",
         "binance BTCUSDT lacks 15 trades (3 to 5, 8 to 19)",
+        "whether these are known is not recorded: there is no table ops.gap_events",
     )
+
+
+def test_a_missing_trade_is_a_finding_unless_a_gap_is_recorded_of_it(lake: LakeSettings) -> None:
+    filled(lake, 1)
+    land(lake, [6, 7, 20], [3, 4, 5], 6)
+    land(lake, [0, 2], [6, 7], 8, symbol="ETHUSDT")
+    gaps = IcebergTable.open(lake, GAP_EVENTS)
+    report = checked(lake)
+    assert report.findings == (
+        "binance BTCUSDT lacks 15 trades (3 to 5, 8 to 19) that ops.gaps does not know of",
+        "binance ETHUSDT lacks 1 trade (1) that ops.gaps does not know of",
+    )
+    known = [gap(8, 15), gap(3, 4), gap(14, 18, state="filled"), gap(1, 1, symbol="ETHUSDT")]
+    rows = table_rows("gap", known, topic_id="gaps")
+    source = KafkaPartition("cluster", "gaps", 0)
+    gaps.append(rows, PartitionOffsets(), PartitionOffsets({source: len(known)}), "gaps")
+    report = checked(lake)
+    assert report.findings == ("binance BTCUSDT lacks 2 trades (5, 19) that ops.gaps does not know of",)
+    assert (report.ids_missing, report.ids_unrecorded) == (16, 2)
 
 
 def test_a_log_that_began_late_is_told(lake: LakeSettings) -> None:
@@ -221,7 +262,7 @@ def test_a_table_of_users_is_checked_for_its_files_and_counts(lake: LakeSettings
 
 
 def test_findings_beyond_a_thousand_are_counted(lake: LakeSettings, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sink.maintenance.verify.FINDINGS_MAX", 2)
+    monkeypatch.setattr("sink.maintenance.verify_rows.FINDINGS_MAX", 2)
     filled(lake, 4)
     for path in data_files(lake):
         path.write_bytes(path.read_bytes() + b"x")
