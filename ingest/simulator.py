@@ -29,6 +29,7 @@ from websockets.protocol import State
 from common.clock import Clock, SystemClock
 from common.errors import FeedProtocolError, SettingsError
 from ingest.capture import CaptureFrame, merge_captures, read_capture
+from ingest.faults import Fault, FaultKind, FaultPlan, Tamper
 from ingest.loop_thread import LoopThread, Ready
 from ingest.market import Market
 from ingest.normaliser import currencies
@@ -63,6 +64,8 @@ class SimulatorStats:
     connections: int
     clients: int
     finished: bool
+    faults: dict[str, int]
+    trades_withheld: int
 
 
 class _Client:
@@ -86,6 +89,19 @@ class _Client:
         self.stalled = True
         self.connection.transport.pause_reading()
 
+    def resume(self) -> None:
+        """Hear and be sent what comes from now on."""
+        self.stalled = False
+        if not self.connection.transport.is_closing():
+            self.connection.transport.resume_reading()
+
+    def end_in_a_frame(self) -> None:
+        """Send the first half of a frame, and the end of the connection behind it."""
+        self.stalled = True
+        wire = _wire(b'{"stream":"btcusdt@trade","data":{"e":"trade","E":1700000000000,"s":"BTC')
+        self.connection.transport.write(wire[: len(wire) // 2])
+        self.connection.transport.close()
+
 
 class Simulator:
     """A stand-in for stream.binance.com. Made by `replay` or `market`; its `url` goes where the exchange's would.
@@ -103,6 +119,7 @@ class Simulator:
         trades_per_s: float = 100.0,
         host: str = "127.0.0.1",
         port: int = 0,
+        faults: FaultPlan | None = None,
         clock: Clock | None = None,
         sleep: Sleep = asyncio.sleep,
     ) -> None:
@@ -120,6 +137,10 @@ class Simulator:
         self._clients: dict[_Client, None] = {}
         self._someone = asyncio.Event()
         self._failed: asyncio.Future[None] | None = None
+        self._plan = faults
+        self._tamper = Tamper()
+        self._inflicted: dict[str, int] = {}
+        self._jumped_us = 0
         self._history = TradeHistory()
         self._rest = SimulatedRest(market.instruments(), self._history) if market is not None else None
         self._frames_sent = 0
@@ -166,12 +187,18 @@ class Simulator:
         return f"ws://{self._host}:{self._port}"
 
     def stats(self) -> SimulatorStats:
-        return SimulatorStats(self._frames_sent, self._connections, len(self._clients), self.finished.is_set())
+        return SimulatorStats(
+            self._frames_sent,
+            self._connections,
+            len(self._clients),
+            self.finished.is_set(),
+            dict(self._inflicted),
+            self._tamper.trades_withheld,
+        )
 
     def announce_shutdown(self) -> None:
         """Send every client Binance's `serverShutdown`. From any thread."""
-        data = {"stream": SHUTDOWN_STREAM, "data": {"e": "serverShutdown", "E": self._clock.now_us() // 1_000}}
-        self._call(lambda client: client.connection.transport.write(_wire(_json(data).encode())))
+        self._call(lambda client: client.connection.transport.write(self._shutdown()))
 
     def drop_connections(self, count: int | None = None) -> None:
         """Cut so many connections off, or all, without a closing handshake, as a network does. From any thread."""
@@ -182,6 +209,10 @@ class Simulator:
         self._call(_Client.stall, count)
 
     # --- the loop -----------------------------------------------------------------------------------------------------
+
+    def _shutdown(self) -> bytes:
+        data = {"stream": SHUTDOWN_STREAM, "data": {"e": "serverShutdown", "E": self._now_us() // 1_000}}
+        return _wire(_json(data).encode())
 
     def _call(self, function: Callable[[_Client], None], count: int | None = None) -> None:
         """Call the function for so many clients, the oldest first, or for every one, on the loop's thread."""
@@ -216,6 +247,7 @@ class Simulator:
         async with server:
             self._port = next(iter(server.sockets)).getsockname()[1]
             shared: asyncio.Task[None] | None = None
+            faults = self._playing(self._follow(self._plan)) if self._plan is not None else None
             if self._market is not None:
                 shared = self._playing(self._play_market(self._market))
             elif self._resume:
@@ -224,8 +256,9 @@ class Simulator:
                 ready()
                 await self._failed
             finally:
-                if shared is not None:
-                    shared.cancel()
+                for task in (shared, faults):
+                    if task is not None:
+                        task.cancel()
 
     def _playing(self, play: Any) -> asyncio.Task[None]:
         """Run a player; when it fails, so does the simulator."""
@@ -237,6 +270,50 @@ class Simulator:
         error = None if task.cancelled() else task.exception()
         if error is not None and self._failed is not None and not self._failed.done():
             self._failed.set_exception(error)
+
+    # --- faults -------------------------------------------------------------------------------------------------------
+
+    def inflict(self, fault: Fault) -> None:
+        """Do it now. From any thread."""
+        if self._thread.loop is not None and self._thread.running:
+            self._thread.loop.call_soon_threadsafe(self._inflict, fault)
+
+    async def _follow(self, plan: FaultPlan) -> None:
+        """Inflict the plan's faults at their times, counted from the first client on."""
+        await self._someone.wait()
+        started_s = self._clock.monotonic_s()
+        for fault in plan.faults:
+            await self._sleep(max(0.0, started_s + fault.at_s - self._clock.monotonic_s()))
+            self._inflict(fault)
+
+    def _inflict(self, fault: Fault) -> None:
+        """One fault, on the loop. One that needs a connection does nothing while there is none."""
+        kind, clients = fault.kind, [client for client in self._clients if client.open]
+        victim = clients[int(fault.share * len(clients))] if clients else None
+        self._inflicted[kind.value] = self._inflicted.get(kind.value, 0) + 1
+        self._tamper.take(fault)
+        if kind is FaultKind.CLOCK_JUMP:
+            self._jumped_us += fault.size * 1_000
+        elif kind is FaultKind.REST_LIMIT:
+            if self._rest is not None:
+                self._rest.limit(self._clock.monotonic_s() + fault.size)
+        elif kind is FaultKind.CUT_ALL:
+            for client in clients:
+                client.connection.transport.abort()
+        elif victim is not None and kind is FaultKind.CUT:
+            victim.connection.transport.abort()
+        elif victim is not None and kind is FaultKind.HALF_FRAME:
+            victim.end_in_a_frame()
+        elif victim is not None and kind is FaultKind.STALL:
+            victim.stall()
+            asyncio.get_running_loop().call_later(fault.size, victim.resume)
+        elif victim is not None and kind is FaultKind.SHUTDOWN:
+            victim.connection.transport.write(self._shutdown())
+            asyncio.get_running_loop().call_later(fault.size, victim.connection.transport.abort)
+
+    def _now_us(self) -> int:
+        """The venue's clock."""
+        return self._clock.now_us() + self._jumped_us
 
     # --- one connection -----------------------------------------------------------------------------------------------
 
@@ -258,7 +335,7 @@ class Simulator:
     async def _rest_answer(self, target: str) -> Response:
         if self._rest is None:  # only now: a replay that nobody asks for its past is not read for it
             self._rest = await asyncio.to_thread(self._rest_of_captures)
-        answer = self._rest.answer(target, now_us=self._clock.now_us(), now_s=self._clock.monotonic_s())
+        answer = self._rest.answer(target, now_us=self._now_us(), now_s=self._clock.monotonic_s())
         headers = Headers({"Content-Type": "application/json", "Content-Length": str(len(answer.body))})
         headers.update({"Connection": "close", **answer.headers})
         return Response(answer.status, HTTPStatus(answer.status).phrase, headers, answer.body)
@@ -327,7 +404,7 @@ class Simulator:
             if due > self._trades_per_s * _BEHIND_S_MAX:
                 started_s, made, due = self._clock.monotonic_s(), 0, 0
             count = min(due, _FRAMES_PER_WRITE)
-            now_us = self._clock.now_us()
+            now_us = self._now_us()
             frames: list[CaptureFrame] = []
             for _ in range(count):
                 trade, book = market.step(now_us)
@@ -344,6 +421,7 @@ class Simulator:
         Without `only`, waits for a client when there is none; returns the seconds that took.
         """
         waited_s = 0.0
+        frames = self._tamper.through(frames)
         if only is None and not any(client.open for client in self._clients):
             before_s = self._clock.monotonic_s()
             self._someone.clear()

@@ -29,6 +29,7 @@ from common.settings import (
 )
 from common.telemetry import Readiness, configure_logging, correlation, serve_metrics
 from flight_server.access.gate import Gate
+from ingest.faults import FaultPlan
 from ingest.market import Market, market_symbols
 from ingest.service import IngestService
 from ingest.simulator import Simulator
@@ -247,17 +248,30 @@ def broker(debug: bool, port: int) -> None:
 @click.option("--seed", default=1, show_default=True, help="The same seed, the same market; without files.")
 @click.option("--speed", default="1", show_default=True, help="Of a replay: a factor, or max.")
 @click.option("--port", type=int, default=9443, show_default=True, help="0 = any free one.")
+@click.option("--faults", type=int, metavar="SEED", help="Cut, stall, withhold ... for a day, by this seed's plan.")
+@click.option("--faults-every", default=5.0, show_default=True, help="Seconds between two faults, on average.")
 @click.pass_obj
-def simulate(debug: bool, files: tuple[Path, ...], symbols: int, rate: float, seed: int, speed: str, port: int) -> None:
-    """Serve Binance's websocket protocol on loopback, from captures or from a random market."""
+def simulate(
+    debug: bool,
+    files: tuple[Path, ...],
+    symbols: int,
+    rate: float,
+    seed: int,
+    speed: str,
+    port: int,
+    faults: int | None,
+    faults_every: float,
+) -> None:
+    """Serve Binance's websocket protocol and its REST beside it on loopback, from captures or a random market."""
     _logging("simulator", debug)
     factor = _speed(speed)
+    plan = None if faults is None else FaultPlan.seeded(faults, seconds=86_400, every_s=faults_every)
     if files:
-        service = Simulator.replay(files, speed=factor, port=port)
+        service = Simulator.replay(files, speed=factor, port=port, faults=plan)
         names = "its own symbols"
     else:
         market = Market(market_symbols(symbols), seed=seed)
-        service = Simulator.random_market(market, trades_per_s=rate, port=port)
+        service = Simulator.random_market(market, trades_per_s=rate, port=port, faults=plan)
         names = ",".join(market.symbols)
     run_until_stopped(service, lambda: _say(f"simulating {names} at {service.url}"))
 

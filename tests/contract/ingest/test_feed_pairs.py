@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
+from common.errors import FeedLimited
+from ingest.faults import Fault, FaultKind, FaultPlan
 from ingest.feed import Feed
 from ingest.market import Market
+from ingest.reference import ReferenceData
+from ingest.rest import RestClient
 from ingest.simulator import Simulator
+from ingest.venues import binance_rest
 from ingest.venues.binance import BinanceSession
 from tests.contract.ingest.ingest_support import quick
 from tests.contract.ingest.test_feed import Harness, run, running, until
@@ -169,6 +175,69 @@ def test_streams_are_added_and_taken_away_while_it_runs(market: Simulator) -> No
         finally:
             task.cancel()
             await asyncio.wait({task})
+
+    try:
+        run(test)
+    finally:
+        source.stop()
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        Fault(0, FaultKind.CUT, share=0.9),
+        Fault(0, FaultKind.HALF_FRAME, share=0.5),
+        Fault(0, FaultKind.STALL, size=3_600),
+        Fault(0, FaultKind.DUPLICATE, size=500),
+        Fault(0, FaultKind.REORDER, size=50),
+        Fault(0, FaultKind.SHUTDOWN, size=0),
+    ],
+    ids=lambda fault: fault.kind.value,
+)
+def test_what_befalls_one_connection_costs_no_trade(market: Simulator, fault: Fault) -> None:
+    async def test() -> None:
+        async with pair(market.url) as one:
+            await both(one, market)
+            market.inflict(fault)
+            await one.until(lambda: market.stats().faults == {fault.kind.value: 1})
+            await whole(one)
+            if fault.kind is FaultKind.STALL:
+                await one.until(lambda: any(client.stalled for client in list(market._clients)))
+                for _ in range(6):
+                    one.clock.advance(3)
+                    await whole(one)
+                await one.until(lambda: one.feed.counters.stale == 1)
+            await both(one, market)
+            await whole(one)
+
+    run(test)
+
+
+def test_a_planned_gap_is_missing_on_both_connections_and_a_clock_jump_is_seen_over_rest(market: Simulator) -> None:
+    plan = FaultPlan.of([Fault(0.02, FaultKind.CLOCK_JUMP, 2_000), Fault(0.01, FaultKind.GAP, 100)])
+    source = Simulator.random_market(Market(["BTCUSDT"], seed=1), trades_per_s=5_000, faults=plan)
+    source.start()
+
+    async def test() -> None:
+        async with pair(source.url) as one:
+            await one.until(lambda: source.stats().trades_withheld == 100 and len(source.stats().faults) == 2)
+            seen = len(one.ids)
+            await one.until(lambda: len(one.ids) > seen + 300)
+            missing = sorted(set(range(min(one.ids), max(one.ids) + 1)) - set(one.ids))
+            assert len(missing) == 100
+            rest = RestClient([source.url.replace("ws", "http")], weight_per_minute_max=6_000)
+            try:
+                ahead_us = await ReferenceData(rest, binance_rest).time_us() - time.time_ns() // 1_000
+                assert 1_000_000 < ahead_us < 2_010_000
+                answer = await rest.get(binance_rest.historical_trades_request("BTCUSDT", missing[0], 100))
+                filled = [trade.trade_id for trade in binance_rest.trades_of(answer, "BTCUSDT", 0)]
+                assert filled == list(range(missing[0], missing[0] + 100))
+                source.inflict(Fault(0, FaultKind.REST_LIMIT, 60))
+                await one.until(lambda: source.stats().faults.get("rest_limit") == 1)
+                with pytest.raises(FeedLimited, match="429"):
+                    await rest.get(binance_rest.server_time_request())
+            finally:
+                await rest.close()
 
     try:
         run(test)
