@@ -186,6 +186,14 @@ class IngestSettings(Settings):
         True, description="each trade and quote keeps the clocks' offset, in ms, in vendor_data"
     )
     instruments_refresh_s: float = Field(3600.0, ge=10, le=7 * 86_400)
+    backfill: bool = Field(True, description="ask the venue's REST interface for trades that are missing")
+    backfill_requests_max: int = Field(2, ge=1, le=64, description="gaps that are asked for at once")
+    backfill_attempts_max: int = Field(
+        4, ge=1, le=100, description="so often the venue may answer without the missing trades before they are lost"
+    )
+    backfill_ids_max: int = Field(
+        1_000_000, ge=1, description="a larger gap is not asked for: 1,000 trades a request, 240 requests a minute"
+    )
 
 
 class SinkSettings(Settings):

@@ -26,6 +26,7 @@ from common.registry import SchemaRegistry, open_registry
 from common.resilience import retrying
 from common.settings import IngestSettings, KafkaSettings
 from common.telemetry import get_logger, new_correlation_id
+from ingest.backfill import Backfill
 from ingest.checkpoint import CatchUp, Checkpoint, StateDirectory
 from ingest.echoes import Echoes
 from ingest.feed import Feed
@@ -34,6 +35,7 @@ from ingest.gaps import GapBook, GapLimits
 from ingest.ledger import Ledger, Take
 from ingest.loop_thread import LoopThread, Ready
 from ingest.normaliser import Normaliser, Record
+from ingest.past_trades import RestPastTrades
 from ingest.producer import EventProducer, Headers, correlation_headers
 from ingest.reference import ReferenceData
 from ingest.rest import RestClient
@@ -62,6 +64,8 @@ _ACKNOWLEDGED_S: Final = (
 )
 #: Events that leave no record. Their frames do something for each connection that brings them, so none is an echo.
 _NO_RECORD: Final = (ServerShutdown, IgnoredEvent)
+#: Trades of the past that are sent in one turn: some 2 ms, for which a frame of the socket may have to wait.
+_PAST_TRADES_AT_ONCE: Final = 64
 #: Topics that were just created show up within this time on every broker seen.
 _TOPICS_WAIT_S: Final = 15.0
 
@@ -91,6 +95,7 @@ class IngestStats:
     rotations: int
     gaps: int
     gaps_open: int
+    backfilled: int
     missing_ids: int
     lost_ids: int
     oldest_gap_s: float
@@ -146,6 +151,7 @@ class IngestService:
         self._ledger = Ledger()
         self._limits = GapLimits(settings.gap_grace_s, settings.gap_alert_ids_min, settings.gap_alert_ids_max)
         self._watch = GapWatch(self._ledger, GapBook(self._limits), self._clock)
+        self._backfill: Backfill | None = None
         self._producer: EventProducer | None = None
         self._correlation_id = ""
         self._headers: Headers = []
@@ -229,6 +235,7 @@ class IngestService:
             reconnects=self._feed.counters.reconnects,
             rotations=self._feed.counters.rotations,
             gaps=self._ledger.gap_count,
+            backfilled=self._watch.backfilled_ids,
             gaps_open=len(self._watch.gaps.open_gaps()),
             missing_ids=self._watch.gaps.missing_ids(),
             lost_ids=self._watch.lost_ids,
@@ -329,6 +336,7 @@ class IngestService:
             await self._learn_instruments(self._session.symbols)
             await self._announce_instruments(self._session.symbols)
             await self._feed.open()
+            self._backfill = self._open_backfill()
             pump = asyncio.create_task(self._pump())
             feed = asyncio.create_task(self._feed.run())
             watchers += [asyncio.create_task(run) for run in (self._memory.run(), self._watch_venue())]
@@ -344,10 +352,14 @@ class IngestService:
             if pump is not None:
                 pump.cancel()
                 await asyncio.wait({pump})
+                if self._backfill is not None:
+                    await self._backfill.close()
                 await self._finish()
         finally:
             if pump is not None:
                 pump.cancel()
+            if self._backfill is not None:
+                await self._backfill.close()
             for watch in watchers:
                 watch.cancel()
             await asyncio.gather(*watchers, return_exceptions=True)
@@ -364,6 +376,8 @@ class IngestService:
             self._producer.poll()
             self._watch.look()
             self._tell_gaps()
+            if self._backfill is not None:
+                self._backfill.look()
             if self._state is not None and self._clock.monotonic_s() - last_s >= self._settings.checkpoint_interval_s:
                 last_s = self._clock.monotonic_s()
                 await self._checkpoint(_CHECKPOINT_FLUSH_S)
@@ -373,6 +387,47 @@ class IngestService:
         untold = self._watch.untold
         while untold and self._send(GAP_EVENTS, untold[0].symbol, untold[0].record(), self._clock.now_us()):
             untold.popleft()
+
+    def _open_backfill(self) -> Backfill | None:
+        """None where trades of the past cannot be asked for."""
+        past = self._venue.past
+        if past is None or self._reference is None or not self._settings.backfill:
+            return None
+        return Backfill(
+            self._watch,
+            RestPastTrades(self._reference.rest, past, self._clock),
+            self._take_past,
+            self._settings,
+            page_trades_max=past.TRADES_MAX,
+            clock=self._clock,
+            gone_codes=frozenset({past.UNKNOWN_SYMBOL}),
+        )
+
+    async def _take_past(self, trades: Sequence[TradeEvent]) -> None:
+        """Missing trades into the queue, a few at a time: frames of the socket wait for no more than these, and while
+        half of the queue is full only they are taken."""
+        for start in range(0, len(trades), _PAST_TRADES_AT_ONCE):
+            assert self._producer is not None
+            while self._producer.queued > self._settings.queue_messages_max // 2:
+                await self._room()
+            async with self._turn:
+                for event in trades[start : start + _PAST_TRADES_AT_ONCE]:
+                    while not self._take_one_past(event):
+                        await self._room()
+            await asyncio.sleep(0)
+
+    def _take_one_past(self, event: TradeEvent) -> bool:
+        """Like `_take`, for a trade that the backfill brought. False when the queue is full."""
+        key = (self._session.exchange, event.symbol)
+        ids = self._ledger.trade_ids(*key)
+        if event.trade_id in ids:
+            return True
+        record = self._normaliser.trade(event) | {"source": "backfill"}
+        if not self._send(TRADES, event.symbol, record, event.receive_time_us):
+            return False
+        ids.take(event.trade_id)
+        self._watch.backfilled(key, event.trade_id)
+        return True
 
     async def _finish(self) -> None:
         """A clean end: everything acknowledged, the checkpoint kept; both within the time that `stop` was given."""
@@ -615,6 +670,7 @@ class _StatsCollector(Collector):
             ("rotations", "Connections replaced before they ended.", stats.rotations),
             ("checkpoints", "Ledger checkpoints written.", stats.checkpoints),
             *self._service.watched_counters(),
+            ("backfilled_trades", "Missing trades that the venue was asked for.", stats.backfilled),
         ):
             yield CounterMetricFamily(f"k2_ingest_{name}", what, value=value)
         for name, what, level in self._service.watched_levels():

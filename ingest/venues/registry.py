@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from common.settings import IngestSettings
+from ingest.past_trades import PastTradesRest
 from ingest.venues import binance_rest
 from ingest.venues.binance import BinanceSession
 from ingest.venues.session import Session, VenueRest
@@ -22,6 +23,8 @@ class Venue:
     url: Callable[[IngestSettings], str]
     rest_url: Callable[[IngestSettings], str | None]
     symbols: str
+    #: How past trades are asked for by their ids; None: the venue has no such thing, and what is missing stays so.
+    past: PastTradesRest | None = None
 
 
 BINANCE = Venue(
@@ -32,6 +35,7 @@ BINANCE = Venue(
     url=lambda settings: settings.binance_url,
     rest_url=lambda settings: settings.binance_rest_url,
     symbols="BTCUSDT,ETHUSDT",
+    past=binance_rest,
 )
 
 VENUES: dict[str, Venue] = {venue.name: venue for venue in (BINANCE,)}
