@@ -12,7 +12,6 @@ from typing import Protocol
 
 import structlog
 
-from clients import QueryError
 from common.errors import (
     AccessError,
     BrokerError,
@@ -81,6 +80,8 @@ def exit_code(error: BaseException) -> int:
         return EXIT_UNREACHABLE
     if isinstance(error, Interrupted):
         return EXIT_INTERRUPTED
+    from clients import QueryError  # only now: what runs well has no use for the drivers' memory
+
     if isinstance(error, QueryError | StatementError | AccessError | Refused):
         return EXIT_REFUSED
     return EXIT_FAILED if isinstance(error, K2Error) else EXIT_DEFECT

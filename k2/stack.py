@@ -1,4 +1,4 @@
-"""Parts put together as services: lake and door; a capture and the ingest that takes it in."""
+"""Parts put together as services: lake and door."""
 
 from __future__ import annotations
 
@@ -9,8 +9,6 @@ from flight_server.access.gate import Gate
 from flight_server.service.health import HealthServer
 from flight_server.service.service import FlightService
 from flight_server.storage.lake import Lake
-from ingest.service import IngestService
-from ingest.simulator import Simulator
 
 
 class Server:
@@ -65,27 +63,3 @@ class Server:
     def _stop_health(self) -> None:
         if self.health is not None:
             self.health.stop()
-
-
-class ReplayDone(Exception):
-    """The capture is through and acknowledged."""
-
-
-class Replay:
-    """A replay as a service that ends by itself, with ReplayDone, when all frames were taken."""
-
-    def __init__(self, simulator: Simulator, service: IngestService) -> None:
-        self._simulator = simulator
-        self._service = service
-
-    def start(self) -> None:
-        self._service.start()
-
-    def stop(self, timeout_s: float = 4.0) -> None:
-        self._service.stop(timeout_s)
-
-    @property
-    def failure(self) -> BaseException | None:
-        failure = self._service.failure or self._simulator.failure
-        done = self._simulator.finished.is_set() and self._service.stats().frames >= self._simulator.stats().frames_sent
-        return failure or (ReplayDone() if done else None)

@@ -1,0 +1,110 @@
+"""`k2 ingest` and `k2 simulate`: feeds into Kafka, and a venue to take them from."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from common.settings import IngestSettings
+from ingest.faults import FaultPlan
+from ingest.market import Market, market_symbols
+from ingest.service import IngestService
+from ingest.simulator import Simulator
+from k2.console import DATA_DIR, kafka_or_embedded, prepared_lake, say, speed_of, start_logging, symbols_of
+from k2.replay import Replay, ReplayDone
+from k2.runner import run_until_stopped
+
+
+@click.group()
+def ingest() -> None:
+    """Take a feed into Kafka."""
+
+
+@ingest.command()
+@click.option("--symbols", default="BTCUSDT,ETHUSDT", show_default=True, help="Comma separated.")
+@click.option("--url", help="wss://... of the exchange or of `k2 simulate`.  [K2_INGEST_BINANCE_URL]")
+@DATA_DIR
+@click.pass_obj
+def binance(debug: bool, symbols: str, url: str | None, data_dir: Path | None) -> None:
+    """Trades and best quotes of Binance Spot, each once, until stopped."""
+    registry = start_logging("ingest", debug)
+    state_dir = prepared_lake(data_dir).data_dir / "ingest"
+    with kafka_or_embedded() as kafka:
+        service = IngestService(
+            symbols_of(symbols),
+            kafka=kafka,
+            settings=IngestSettings.load(),
+            url=url,
+            state_dir=state_dir,
+            registry=registry,
+        )
+        run_until_stopped(service, lambda: say(f"ingesting {symbols} into {kafka.bootstrap_servers}"))
+
+
+@ingest.command()
+@click.argument("files", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option(
+    "--symbols", default="BTCUSDT,ETHUSDT", show_default=True, help="Comma separated; others in the files are left out."
+)
+@click.option("--speed", default="max", show_default=True, help="A factor, or max.")
+@DATA_DIR
+@click.pass_obj
+def replay(debug: bool, files: tuple[Path, ...], symbols: str, speed: str, data_dir: Path | None) -> None:
+    """Captured frames of Binance (`<ns> <json>` lines, .gz or plain), through the same client; ends with the files."""
+    registry = start_logging("ingest", debug)
+    state_dir = prepared_lake(data_dir).data_dir / "ingest"
+    simulator = Simulator.replay(files, speed=speed_of(speed))
+    with kafka_or_embedded() as kafka:
+        simulator.start()
+        try:
+            service = IngestService(
+                symbols_of(symbols),
+                kafka=kafka,
+                settings=IngestSettings.load(connections=1),  # each connection would get the whole replay
+                url=simulator.url,
+                state_dir=state_dir,
+                registry=registry,
+            )
+            run_until_stopped(Replay(simulator, service), lambda: say(f"replaying into {kafka.bootstrap_servers}"))
+        except ReplayDone:
+            pass
+        finally:
+            simulator.stop()
+        stats = service.stats()
+        say(f"{stats.acknowledged} messages acknowledged, {sum(stats.duplicates_dropped.values())} duplicates dropped")
+
+
+@click.command()
+@click.argument("files", nargs=-1, type=click.Path(path_type=Path))
+@click.option("--symbols", type=int, default=20, show_default=True, help="How many symbols, without files.")
+@click.option("--rate", default=1_000.0, show_default=True, help="Trades per second, without files.")
+@click.option("--seed", default=1, show_default=True, help="The same seed, the same market; without files.")
+@click.option("--speed", default="1", show_default=True, help="Of a replay: a factor, or max.")
+@click.option("--port", type=int, default=9443, show_default=True, help="0 = any free one.")
+@click.option("--faults", type=int, metavar="SEED", help="Cut, stall, withhold ... for a day, by this seed's plan.")
+@click.option("--faults-every", default=5.0, show_default=True, help="Seconds between two faults, on average.")
+@click.pass_obj
+def simulate(
+    debug: bool,
+    files: tuple[Path, ...],
+    symbols: int,
+    rate: float,
+    seed: int,
+    speed: str,
+    port: int,
+    faults: int | None,
+    faults_every: float,
+) -> None:
+    """Serve Binance's websocket protocol and its REST beside it on loopback, from captures or a random market."""
+    start_logging("simulator", debug)
+    factor = speed_of(speed)
+    plan = None if faults is None else FaultPlan.seeded(faults, seconds=86_400, every_s=faults_every)
+    if files:
+        service = Simulator.replay(files, speed=factor, port=port, faults=plan)
+        names = "its own symbols"
+    else:
+        market = Market(market_symbols(symbols), seed=seed)
+        service = Simulator.random_market(market, trades_per_s=rate, port=port, faults=plan)
+        names = ",".join(market.symbols)
+    run_until_stopped(service, lambda: say(f"simulating {names} at {service.url}"))
