@@ -37,6 +37,10 @@ simulate *ARGS:
 bench *ARGS:
     uv run python -m tests.performance {{ ARGS }}
 
+# everything at once while one part after another is killed; not part of the tests: `just soak --minutes 20`
+soak *ARGS:
+    uv run python -m tests.soak {{ ARGS }}
+
 # generate the Flight SQL messages from their .proto file
 proto:
     uv run python -m grpc_tools.protoc -I . --python_out=. --pyi_out=. flight_server/protocol/*.proto

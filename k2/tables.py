@@ -34,6 +34,7 @@ from sink.maintenance import jobs
 from sink.maintenance.compaction import CompactionPolicy, compact
 from sink.maintenance.expiry import ExpiryPolicy, expire
 from sink.maintenance.jobs import Report
+from sink.maintenance.manifests import rewrite_manifests
 from sink.maintenance.orphans import GRACE_S, remove_orphans
 from sink.maintenance.refs import plan_rollback, rollback, tag, untag
 from sink.maintenance.stats import described, stats
@@ -200,6 +201,16 @@ def orphans(
             progress=progress,
         ),
     )
+
+
+@tables.command("rewrite-manifests")
+@_TABLES
+@_DRY_RUN
+@_JSON
+@_DATA_DIR
+def rewrite_manifests_(names: tuple[str, ...], dry_run: bool, as_json: bool, data_dir: Path | None) -> None:
+    """List the files of a table in as few manifests as will do, each of files that lie together."""
+    _each(data_dir, names, as_json, lambda t, p: rewrite_manifests(t, dry_run=dry_run, progress=p))
 
 
 @tables.command("tag")

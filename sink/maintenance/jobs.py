@@ -111,3 +111,11 @@ def in_bytes(nbytes: int) -> str:
 def counted(count: int, noun: str) -> str:
     """`1 file`, `2 files`."""
     return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
+def in_time(seconds: float) -> str:
+    """A duration for people, `90 s`, `15 m`, `24 h`, in the largest unit that it is a whole number of."""
+    for unit, length in (("h", 3600), ("m", 60)):
+        if seconds >= length and seconds % length == 0:
+            return f"{seconds // length:g} {unit}"
+    return f"{seconds:g} s"

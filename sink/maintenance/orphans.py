@@ -27,7 +27,7 @@ from pyiceberg.table import Table
 from common.errors import Refused
 from common.iceberg import metadata_locations, reason, translated
 from sink.maintenance.files import FileStore, References, StoredFile
-from sink.maintenance.jobs import UNWATCHED, MaintainedTable, Progress, Report, counted, in_bytes
+from sink.maintenance.jobs import UNWATCHED, MaintainedTable, Progress, Report, counted, in_bytes, in_time
 
 #: A day is far longer than any commit takes, any ticket lives, and any catalog should be away.
 GRACE_S = 24 * 3600.0
@@ -87,7 +87,7 @@ class OrphansReport(Report):
         if self.files_left:
             text += f", {self.files_left:,} could not be deleted ({self.files_left_reason})"
         if self.files > self.files_due:
-            wait = f"have not been so for {self.grace_s / 3600:g} h yet"
+            wait = f"have not been so for {in_time(self.grace_s)} yet"
             text += f", {self.files - self.files_due:,} {wait}" + (
                 " and are not noted, this being a dry run" if self.dry_run else " and are noted"
             )

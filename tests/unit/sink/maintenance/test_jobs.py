@@ -9,7 +9,7 @@ from typing import ClassVar
 import pytest
 
 from common.errors import Interrupted
-from sink.maintenance.jobs import Report, Unwatched, counted, in_bytes
+from sink.maintenance.jobs import Report, Unwatched, counted, in_bytes, in_time
 
 
 @dataclass(frozen=True)
@@ -65,3 +65,10 @@ def test_bytes_for_people(nbytes: int, text: str) -> None:
 
 def test_one_file_is_no_files() -> None:
     assert [counted(n, "file") for n in (0, 1, 1_000)] == ["0 files", "1 file", "1,000 files"]
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(0, "0 s"), (1.5, "1.5 s"), (60, "1 m"), (90, "90 s"), (3_600, "1 h"), (86_400, "24 h")]
+)
+def test_durations_for_people(seconds: float, text: str) -> None:
+    assert in_time(seconds) == text

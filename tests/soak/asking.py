@@ -1,0 +1,109 @@
+"""Point queries through ADBC all the time, their times kept; whoever is not there to answer is asked again."""
+
+from __future__ import annotations
+
+import random
+import threading
+import time
+from dataclasses import dataclass, field
+
+import numpy as np
+
+import clients
+from clients import ClientError, Connection
+
+#: A point query every 50 ms: enough for a p99 of each quarter, little beside the load.
+_PAUSE_S = 0.05
+#: How often the newest ids are asked for, which is no point query and not counted.
+_NEWEST_S = 10.0
+
+
+@dataclass(frozen=True)
+class Quarter:
+    """The answers of a quarter of the run."""
+
+    answers: int
+    p50_ms: float
+    p99_ms: float
+    max_ms: float
+
+
+@dataclass
+class Answers:
+    """`taken` are (seconds since the start, milliseconds) of the answers; `faults` what was wrong with any of them."""
+
+    taken: list[tuple[float, float]] = field(default_factory=list)
+    refused: int = 0
+    empty: set[tuple[str, int]] = field(default_factory=set)
+    faults: list[str] = field(default_factory=list)
+
+    def quarters(self, seconds: float) -> list[Quarter]:
+        """The four quarters of a run of so many seconds; of one without answers all times are 0. Pure."""
+        found = []
+        for number in range(4):
+            begin, end = seconds * number / 4, seconds * (number + 1) / 4
+            times = [ms for at, ms in self.taken if begin <= at < end or (number == 3 and at >= end)]
+            p50, p99 = np.percentile(times, [50, 99]) if times else (0.0, 0.0)
+            found.append(
+                Quarter(len(times), round(float(p50), 2), round(float(p99), 2), round(max(times, default=0), 2))
+            )
+        return found
+
+
+class Asker(threading.Thread):
+    """One client. A trade that was there once must be there, once, in each later answer."""
+
+    def __init__(self, uri: str, seed: int) -> None:
+        super().__init__(name="asker")
+        self._uri = uri
+        self._random = random.Random(seed)
+        self._ended = threading.Event()
+        self._begin_s = time.monotonic()
+        self._newest: dict[str, int] = {}
+        self.answers = Answers()
+
+    def run(self) -> None:
+        connection: Connection | None = None
+        next_newest_s = 0.0
+        while not self._ended.wait(_PAUSE_S):
+            try:
+                connection = connection or clients.connect(self._uri, connect_timeout_s=1.0)
+                if time.monotonic() >= next_newest_s:
+                    self._ask_for_newest(connection)
+                    next_newest_s = time.monotonic() + _NEWEST_S
+                if self._newest:
+                    self._ask(connection)
+            except ClientError:  # the server was killed, or starts
+                self.answers.refused += 1
+                if connection is not None:
+                    connection.close()
+                connection = None
+        if connection is not None:
+            connection.close()
+
+    def end(self) -> Answers:
+        self._ended.set()
+        self.join()
+        return self.answers
+
+    def _ask_for_newest(self, connection: Connection) -> None:
+        rows = connection.arrow("SELECT symbol, max(trade_id) AS newest FROM market.trades GROUP BY symbol").to_pylist()
+        for row in rows:
+            before = self._newest.get(row["symbol"], 0)
+            if row["newest"] < before:
+                self.answers.faults.append(f"{row['symbol']} ended at {before}, and later at {row['newest']}")
+            self._newest[row["symbol"]] = max(before, row["newest"])
+
+    def _ask(self, connection: Connection) -> None:
+        symbol = self._random.choice(sorted(self._newest))
+        trade_id = self._random.randint(1, self._newest[symbol])
+        begin_s = time.perf_counter()
+        rows = connection.arrow(
+            f"SELECT trade_id, price, quantity FROM market.trades WHERE symbol = '{symbol}' AND trade_id = {trade_id}"
+        ).num_rows
+        taken_ms = (time.perf_counter() - begin_s) * 1000
+        self.answers.taken.append((time.monotonic() - self._begin_s, taken_ms))
+        if rows > 1:
+            self.answers.faults.append(f"{symbol} {trade_id} was there {rows} times")
+        if rows == 0:  # lost with a killed ingest, until it is filled
+            self.answers.empty.add((symbol, trade_id))
