@@ -231,6 +231,34 @@ class SinkSettings(Settings):
     )
 
 
+class RetentionSettings(Settings):
+    """How long rows stay. Unset: for ever; whole days are deleted, the day that runs is not counted."""
+
+    model_config = SettingsConfigDict(env_prefix="K2_RETENTION_", frozen=True, extra="forbid")
+
+    quotes_days: int | None = Field(None, ge=1, le=36_500, description="market.quotes, by the day of receive_time")
+    trades_days: int | None = Field(None, ge=1, le=36_500, description="market.trades, by the day of event_time")
+
+
+class MaintenanceSettings(Settings):
+    """`k2 maintain`: how often each of its jobs runs on each table."""
+
+    model_config = SettingsConfigDict(env_prefix="K2_MAINTENANCE_", frozen=True, extra="forbid")
+
+    compact_interval_s: float = Field(60.0, gt=0, le=86_400, description="small files become few")
+    manifests_interval_s: float = Field(600.0, gt=0, le=86_400, description="manifests become few")
+    expire_interval_s: float = Field(60.0, gt=0, le=86_400, description="old snapshots go; the sink does this too")
+    retention_interval_s: float = Field(3_600.0, gt=0, le=86_400, description="days past their retention go")
+    orphans_interval_s: float = Field(21_600.0, gt=0, le=604_800, description="files that nothing refers to go")
+    orphans_grace_h: float = Field(24.0, ge=1, le=8_760, description="how long such a file stays all the same")
+    compact_target_bytes: int = Field(
+        128 * 1024**2, ge=1024**2, le=4 * 1024**3, description="how large a data file becomes"
+    )
+    compact_rows_in_memory_max: int = Field(
+        1_000_000, ge=10_000, le=100_000_000, description="rows that compaction holds at once; a trade takes 190 bytes"
+    )
+
+
 class FlightSettings(Settings):
     """The Flight SQL server and its engine."""
 
@@ -369,6 +397,8 @@ ALL_SETTINGS: tuple[type[Settings], ...] = (
     BackupSettings,
     IngestSettings,
     SinkSettings,
+    RetentionSettings,
+    MaintenanceSettings,
     FlightSettings,
     AccessSettings,
     TelemetrySettings,

@@ -32,6 +32,7 @@ _LAZY = {
     "backup": "k2.backup:backup",
     "bars": "k2.bars:bars",
     "ingest": "k2.feeds:ingest",
+    "maintain": "k2.maintain:maintain",
     "query": "k2.query:query",
     "restore": "k2.backup:restore",
     "simulate": "k2.feeds:simulate",

@@ -30,7 +30,15 @@ from clients import Connection, connect
 from common.datasets import DATASETS
 from common.errors import SettingsError, Unavailable
 from common.log import KafkaLog
-from common.settings import FlightSettings, IngestSettings, KafkaSettings, LakeSettings, SinkSettings
+from common.settings import (
+    FlightSettings,
+    IngestSettings,
+    KafkaSettings,
+    LakeSettings,
+    MaintenanceSettings,
+    RetentionSettings,
+    SinkSettings,
+)
 from ingest.capture import read_capture
 from ingest.checkpoint import StateDirectory
 from ingest.ledger import Ledger
@@ -42,6 +50,7 @@ from k2.panel import Panel, Shown
 from k2.runner import STOP_S_MAX, stop_on_signals
 from k2.seed import ledger_of_tables
 from k2.stack import Server
+from sink.maintenance.worker import MaintenanceWorker
 from sink.service import SinkService
 
 _MARKET_SYMBOLS = 12
@@ -115,6 +124,7 @@ class Parts:
 
     kafka: KafkaSettings
     sink: SinkService
+    maintenance: MaintenanceWorker
     server: Server
     simulator: Simulator | None
     ingest: IngestService
@@ -125,6 +135,7 @@ class Parts:
             self.ingest.failure
             or (self.simulator.failure if self.simulator else None)
             or self.sink.failure
+            or self.maintenance.failure
             or self.server.failure
         )
 
@@ -186,6 +197,10 @@ class Demo:
         sink = SinkService(kafka, lake, SinkSettings.load(), registry=registry)
         sink.start()
         stack.callback(sink.stop, STOP_S_MAX)
+        settings = MaintenanceSettings.load(), RetentionSettings.load(), SinkSettings.load()
+        maintenance = MaintenanceWorker(lake, *settings, registry=registry)
+        maintenance.start()
+        stack.callback(maintenance.stop, STOP_S_MAX)
         # The demo's own clients come without credentials and trust no certificate.
         in_the_clear = {"tls_cert_file": None, "tls_key_file": None, "tls_client_ca_file": None}
         flight = FlightSettings.load(port=self._options.flight_port).model_copy(update=in_the_clear)
@@ -208,7 +223,7 @@ class Demo:
         )
         ingest.start()
         stack.callback(ingest.stop, STOP_S_MAX)
-        return Parts(kafka, sink, server, simulator, ingest)
+        return Parts(kafka, sink, maintenance, server, simulator, ingest)
 
     def _simulator(self, seed: Ledger) -> Simulator | None:
         if self._options.live:

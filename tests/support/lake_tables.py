@@ -15,7 +15,7 @@ from common.settings import LakeSettings
 from sink.table import IcebergTable
 from tests.support.records import EPOCH, table_rows, trade
 
-PARTITION = KafkaPartition("cluster", "topic-id", 0)
+PARTITION = KafkaPartition("cluster", "topic-id-1", 0)
 
 
 def lake_settings(folder: Path, **settings: Any) -> LakeSettings:
