@@ -28,6 +28,7 @@ from common.log import KafkaLog
 from common.offsets import PartitionOffsets
 from common.settings import KafkaSettings, LakeSettings, SinkSettings
 from flight_server.storage.commit_rows import ops_rows
+from k2.backup import recover
 from k2.runner import EXIT_FAILED, exit_code, stop_on_signals
 from k2.watching import watched
 from sink.maintenance import jobs
@@ -401,3 +402,6 @@ def _log_starts(table: str) -> PartitionOffsets | None:
     except BrokerError as error:
         click.echo(f"k2: {error}", err=True)
         return None
+
+
+tables.add_command(recover)

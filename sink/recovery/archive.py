@@ -1,6 +1,6 @@
 """A place with backups: what lies in it, and when it counts.
 
-    files/TABLE-UUID/NAME       files of tables under their own names, shared by all backups
+    files/FOLDER/NAME           files of tables under their own names, shared by all backups; FOLDER is the table's UUID
     manifests/ID.jsonl          every file of one backup with its size and sha256, a line each
     backups/ID.json             one backup's tables, and the sha256 of its manifest: what makes it one
     copied/ID-N.jsonl           what an unfinished backup has copied so far, in the same form
@@ -24,13 +24,15 @@ from common.errors import K2Error, SettingsError
 from sink.recovery.folders import Digest, FileGone, Folder, digest_of
 
 FORMAT = 1
+#: Table property: the backup that the table was restored from to another place.
+RESTORED_KEY = "k2.restored"
 
 
 @dataclass(frozen=True)
 class FileEntry:
-    """A file of a backup: `name` below its table's location, `table` is the table's UUID."""
+    """A file of a backup: `name` below its table's location, `folder` is what `folder_of` gives for the table."""
 
-    table: str
+    folder: str
     name: str
     kind: str
     size: int
@@ -39,7 +41,7 @@ class FileEntry:
     @property
     def key(self) -> str:
         """Where it lies in the place of the backups."""
-        return f"files/{self.table}/{self.name}"
+        return f"files/{self.folder}/{self.name}"
 
     @property
     def digest(self) -> Digest:
@@ -51,7 +53,7 @@ class TableEntry:
     """A table of a backup, as of one version of its metadata. `metadata` is that file's name below `location`."""
 
     name: str
-    uuid: str
+    folder: str
     location: str
     metadata: str
     taken_us: int
@@ -181,6 +183,20 @@ class Archive:
 
     def end(self, work_id: str) -> None:
         self.folder.delete(f"running/{work_id}.json")
+
+
+def folder_of(tree: Mapping[str, Any]) -> str:
+    """Where the files of a table lie among its backups: by its UUID.
+
+    A table that was restored to another place has the UUID and the file names of before, and manifests with other
+    paths in them; so what it was restored from, and where it lies, are part of the name then.
+    """
+    uuid = str(tree["table-uuid"])
+    restored = (tree.get("properties") or {}).get(RESTORED_KEY)
+    if restored is None:
+        return uuid
+    made = hashlib.sha256(f"{restored} {tree['location']}".encode()).hexdigest()
+    return f"{uuid}-{made[:8]}"
 
 
 def new_id(now_us: int) -> str:

@@ -22,7 +22,7 @@ from common.errors import CatalogError, K2Error, Refused
 from common.iceberg import metadata_locations, open_catalog, translated
 from common.settings import LakeSettings
 from sink.maintenance.jobs import UNWATCHED, Progress, counted, in_bytes
-from sink.recovery.archive import Archive, Backup, FileEntry, TableEntry, new_id
+from sink.recovery.archive import Archive, Backup, FileEntry, TableEntry, folder_of, new_id
 from sink.recovery.folders import FileGone, Folder
 from sink.recovery.parallel import each
 from sink.recovery.relocation import metadata_tree, relative
@@ -188,14 +188,14 @@ class _Run:
         self._progress.step(f"{name}: read the metadata")
         tree = tree_at(self._source, metadata_location)
         location = tree["location"]
-        table = tree.get("table-uuid") or name
+        within = folder_of(tree)
         metadata = relative(location, metadata_location)
         wanted = [*files_of(tree, self._read, self._entries), TableFile(metadata_location, metadata, METADATA)]
-        missing = [file for file in wanted if not self._has(table, file)]
+        missing = [file for file in wanted if not self._has(within, file)]
         self._progress.step(f"{name}: copy", len(missing))
         if self._dry_run:
-            return _entry(name, table, tree, metadata, taken_us, [self._assumed(table, file) for file in wanted])
-        for copied in each(lambda file: self._copy(table, file), missing, threads=self._threads):
+            return _entry(name, within, tree, metadata, taken_us, [self._assumed(within, file) for file in wanted])
+        for copied in each(lambda file: self._copy(within, file), missing, threads=self._threads):
             self._known[copied.key] = copied
             self._fresh.append(copied)
             self._copied[0] += 1
@@ -203,10 +203,10 @@ class _Run:
             if len(self._fresh) >= _NOTED_FILES or sum(file.size for file in self._fresh) >= _NOTED_BYTES:
                 self._note()
             self._progress.advance()
-        return _entry(name, table, tree, metadata, taken_us, [self._known[_key(table, file)] for file in wanted])
+        return _entry(name, within, tree, metadata, taken_us, [self._known[_key(within, file)] for file in wanted])
 
-    def _has(self, table: str, file: TableFile) -> bool:
-        known = self._known.get(_key(table, file))
+    def _has(self, within: str, file: TableFile) -> bool:
+        known = self._known.get(_key(within, file))
         if known is not None and file.size is not None and known.size != file.size:
             raise K2Error(
                 f"{file.path} has {file.size:,} bytes by its manifest, and had {known.size:,} in an earlier backup: it "
@@ -214,21 +214,21 @@ class _Run:
             )
         return known is not None
 
-    def _copy(self, table: str, file: TableFile) -> FileEntry:
+    def _copy(self, within: str, file: TableFile) -> FileEntry:
         folder, name = self._source.of(file.path)
-        digest = self._archive.folder.copy(_key(table, file), folder, name)
+        digest = self._archive.folder.copy(_key(within, file), folder, name)
         if file.size is not None and digest.size != file.size:
             raise K2Error(
                 f"{file.path} is damaged: it has {digest.size:,} bytes and not {file.size:,}; restore it from a backup "
                 "before the next one is taken"
             )
-        return FileEntry(table, file.name, file.kind, *digest)
+        return FileEntry(within, file.name, file.kind, *digest)
 
-    def _assumed(self, table: str, file: TableFile) -> FileEntry:
+    def _assumed(self, within: str, file: TableFile) -> FileEntry:
         """For a dry run: the file as it would be in the backup, as far as that is known without reading it."""
-        known = self._known.get(_key(table, file))
+        known = self._known.get(_key(within, file))
         if known is None:
-            known = FileEntry(table, file.name, file.kind, file.size or 0, "")
+            known = FileEntry(within, file.name, file.kind, file.size or 0, "")
             self._known[known.key] = known
             self._copied[0] += 1
             self._copied[1] += known.size
@@ -282,18 +282,18 @@ def tree_at(folder: Folder, metadata_location: str) -> dict[str, Any]:
         ) from None
 
 
-def _key(table: str, file: TableFile) -> str:
-    return f"files/{table}/{file.name}"
+def _key(within: str, file: TableFile) -> str:
+    return f"files/{within}/{file.name}"
 
 
 def _entry(
-    name: str, table: str, tree: dict[str, Any], metadata: str, taken_us: int, files: list[FileEntry]
+    name: str, within: str, tree: dict[str, Any], metadata: str, taken_us: int, files: list[FileEntry]
 ) -> tuple[TableEntry, list[FileEntry]]:
     snapshot = current_snapshot(tree)
     rows = 0 if snapshot is None else int((snapshot.get("summary") or {}).get("total-records") or 0)
     entry = TableEntry(
         name,
-        table,
+        within,
         tree["location"],
         metadata,
         taken_us,

@@ -92,8 +92,11 @@ def metadata_tree(content: bytes, name: str) -> dict[str, Any]:
     return tree
 
 
-def moved_metadata(tree: Mapping[str, Any], move: Move) -> bytes:
-    """The metadata file of the moved table. Its `metadata-log` is empty: the versions before it do not come along."""
+def moved_metadata(tree: Mapping[str, Any], move: Move, mark: Mapping[str, str]) -> bytes:
+    """The metadata file of the moved table, with `mark` among its properties if it does not stay.
+
+    Its `metadata-log` is empty: the versions before it do not come along.
+    """
     made = dict(tree)
     made["location"] = move.new.rstrip("/")
     made["metadata-log"] = []
@@ -104,7 +107,7 @@ def moved_metadata(tree: Mapping[str, Any], move: Move) -> bytes:
         if key in tree:
             made[key] = [{**file, "statistics-path": move.path(file["statistics-path"])} for file in tree[key] or []]
     if not move.stays:
-        made["properties"] = dict(_properties(tree.get("properties") or {}, move))
+        made["properties"] = {**dict(_properties(tree.get("properties") or {}, move)), **mark}
     return json.dumps(made, separators=(",", ":")).encode()
 
 

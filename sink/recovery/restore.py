@@ -23,7 +23,7 @@ from common.errors import K2Error, Refused, Unsupported
 from common.iceberg import open_catalog, translated
 from common.settings import LakeSettings
 from sink.maintenance.jobs import UNWATCHED, Progress, counted, in_bytes
-from sink.recovery.archive import Archive, FileEntry, TableEntry
+from sink.recovery.archive import RESTORED_KEY, Archive, FileEntry, TableEntry
 from sink.recovery.backup import listed, location_of
 from sink.recovery.folders import FileGone, Folder, damaged, digest_of
 from sink.recovery.parallel import each
@@ -97,11 +97,11 @@ def restore(
     backup = archive.backup(backup_id)
     files: dict[str, list[FileEntry]] = {}
     for file in archive.files(backup):
-        files.setdefault(file.table, []).append(file)
+        files.setdefault(file.folder, []).append(file)
     catalog = open_catalog(lake)
     warehouse = Folder(lake.resolved_warehouse, catalog.properties)
     tables = [
-        _Table(archive, backup.id, table, files[table.uuid], backup.warehouse, warehouse, threads, progress)
+        _Table(archive, backup.id, table, files[table.folder], backup.warehouse, warehouse, threads, progress)
         for table in backup.tables
     ]
     progress.step("look whether the lake is empty")
@@ -173,13 +173,13 @@ class _Table:
         self._archive = archive
         self._files = files
         self._move = Move(entry.location, new_location(entry, old_warehouse, warehouse.location))
-        # Files that lay outside of the table come to lie inside, also where the table itself stays.
-        self._moves = not self._move.stays or any(file.name.startswith(OUTSIDE) for file in files)
+        self._moves = not self._move.stays
+        self._backup_id = backup_id
         self._folder = warehouse.at(self._move.new)
         self._threads = threads
         self._progress = progress
         self._metadata = entry.metadata
-        made = uuid.uuid5(uuid.NAMESPACE_URL, f"{backup_id}/{entry.uuid}/{self._move.new}")
+        made = uuid.uuid5(uuid.NAMESPACE_URL, f"{backup_id}/{entry.folder}/{self._move.new}")
         version = entry.metadata.rpartition("/")[2].partition("-")[0]
         self._made = f"metadata/{version if version.isdigit() else '00000'}-{made}.metadata.json"
         self.metadata_location = f"{self._move.new}/{self._made}"
@@ -196,7 +196,13 @@ class _Table:
         self._there: dict[str, int] = {}
 
     def look(self) -> None:
-        """What is there already. Raises Refused for files that the backup does not know."""
+        """What is there already. Raises Refused for files that the backup does not know, or that cannot come here."""
+        outside = [file.name for file in self._files if file.name.startswith(OUTSIDE)]
+        if outside and not self._moves:
+            raise Refused(
+                f"{self.name} had {counted(len(outside), 'file')} outside of it, which come to lie inside of it; "
+                "so restore to another place than where it was"
+            )
         self._there = dict(self._folder.list())
         ours = {file.name for file in self._files} | {self._made}
         strange = sorted(self._there.keys() - ours)
@@ -223,7 +229,7 @@ class _Table:
         for file in self._files:
             if file.kind == METADATA and file.name == self._metadata:
                 tree = metadata_tree(self._content(file), file.name)
-                self._folder.write(self._made, moved_metadata(tree, self._move))
+                self._folder.write(self._made, moved_metadata(tree, self._move, {RESTORED_KEY: self._backup_id}))
                 self._progress.advance()
 
     def _copy(self, file: FileEntry) -> bool:

@@ -138,6 +138,31 @@ def test_at_the_old_place_no_file_is_another_one(lake: LakeSettings, archive: Ar
     assert len(rows_of(loaded(lake))) == 24
 
 
+def test_a_lake_that_was_moved_and_moved_back_is_backed_up_beside_what_it_was(
+    lake: LakeSettings, archive: Archive, tmp_path: Path
+) -> None:
+    """Its manifests have the names of the old ones, and other paths in them."""
+    first = taken(lake, archive)
+    rows = rows_of(loaded(lake))
+    shutil.move(lake.data_dir, tmp_path / "gone")
+    moved = lake_at(tmp_path / "ekal")  # as long a name as the first
+    restore(archive, moved)
+    second = taken(moved, archive)
+    assert second.files_copied == second.files
+    fill(moved, 1)
+    taken(moved, archive)
+    back = lake_at(tmp_path / "lake")
+    restore(archive, back)
+    fill(back, 1)
+    taken(back, archive)
+    assert verify_backups(archive).findings == ()
+    for backup_id, count in ((first.id, 24), (second.id, 24), (None, 30)):
+        place = lake_at(tmp_path / f"of-{backup_id}")
+        restore(archive, place, backup_id=backup_id)
+        assert rows_of(loaded(place))[:24] == rows
+        assert len(rows_of(loaded(place))) == count
+
+
 def test_only_what_is_new_is_copied(lake: LakeSettings, archive: Archive) -> None:
     first = taken(lake, archive)
     assert first.files_copied == first.files
