@@ -32,6 +32,7 @@ from tests.performance import (
     bench_load,
     bench_peers,
     bench_read_view,
+    bench_recovery,
     bench_sink,
     bench_store,
 )
@@ -49,12 +50,13 @@ BENCHES: dict[str, Callable[[float], list[Figure]]] = {
     "load": bench_load.run,
     "peers": bench_peers.run,
     "read_view": bench_read_view.run,
+    "recovery": bench_recovery.run,
     "store": bench_store.run,
 }
 
 
 #: These need package registries or minutes: they run when they are named.
-_ON_REQUEST = frozenset({"commits", "peers", "read_view", "store"})
+_ON_REQUEST = frozenset({"commits", "peers", "read_view", "recovery", "store"})
 
 
 @dataclass(frozen=True)
