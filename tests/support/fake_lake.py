@@ -93,7 +93,7 @@ class FakeLake:
             for dataset in DATASETS.values():
                 columns = self._database.column_types(table_schema(dataset.schema_name))
                 relation = self._database.create_segment(dataset.name, columns)
-                self._database.replace_view(dataset.name, f"SELECT * FROM {relation}")
+                self._database.replace_view(dataset.table, f"SELECT * FROM {relation}")
                 self._relations[dataset.name] = relation
         if rows:
             self.publish(trades(range(rows)))
@@ -122,7 +122,7 @@ class FakeLake:
 
     def tables(self) -> list[FakeTable]:
         return [
-            FakeTable("k2", "market", dataset.name, "TABLE", table_schema(dataset.schema_name))
+            FakeTable("k2", dataset.namespace, dataset.name, "TABLE", table_schema(dataset.schema_name))
             for dataset in DATASETS.values()
         ] + [
             FakeTable("k2", "research", name, "TABLE", schema)
