@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import pyarrow as pa
 
@@ -18,14 +18,16 @@ from flight_server.engine.running import RunningStatement
 #: Batches held beyond the one being sent: enough to keep both sides busy, at most 16 MiB at the default batch size.
 _AHEAD = 2
 #: A batch of this many rows says that more will come.
-_ROWS_OF_MANY = 8_192
+ROWS_OF_MANY = 8_192
 
 
 class ReadAhead:
     """Iterate it to the end, or `close` it; both end the statement. One consumer."""
 
-    def __init__(self, statement: RunningStatement | ReadyResult) -> None:
+    def __init__(self, statement: RunningStatement | ReadyResult, begun: Sequence[pa.RecordBatch] = ()) -> None:
+        """`begun` was read off the statement already and comes first."""
         self._statement = statement
+        self._begun = deque(begun)
         self._ready: deque[pa.RecordBatch | BaseException | None] = deque()
         self._changed = threading.Condition()
         self._closed = False
@@ -49,8 +51,8 @@ class ReadAhead:
 
     def _next(self) -> pa.RecordBatch | None:
         if self._thread is None:
-            batch = self._statement.read()
-            if batch is not None and batch.num_rows >= _ROWS_OF_MANY:
+            batch = self._begun.popleft() if self._begun else self._statement.read()
+            if batch is not None and batch.num_rows >= ROWS_OF_MANY and not self._begun:
                 self._thread = threading.Thread(target=self._run, name="k2-read-ahead", daemon=True)
                 self._thread.start()
             return batch

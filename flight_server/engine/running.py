@@ -300,6 +300,9 @@ class RunningStatement:
             result = cursor.execute(self._text, values or None)
             reader = result.to_arrow_reader(self._rows_max)
             self._check()
+            if self._schema is not None and reader.schema.equals(self._schema):
+                yield reader
+                continue
             found = without_dictionaries(reader.schema)
             if self._plain_text is not None and found.names != self.schema.names:
                 # A column that has no name of its own is called by how it is written, tables and all.

@@ -1,4 +1,5 @@
-"""What happens around each call: a correlation id, taken from the client or made, and given back; and its credentials.
+"""What happens around each call: its correlation id, taken from the client or made, and given back; its credentials;
+the cookie of its session. One middleware has all three: pyarrow asks each one three times a call, under Python's lock.
 
 pyarrow shows the peer only to the calls' handlers, so credentials are proved when a handler asks who calls. Two calls
 are proved before: a Handshake, whose answer is a header, and GetSchema, whose handler cannot say UNAUTHENTICATED.
@@ -17,40 +18,20 @@ from common.telemetry import CORRELATION_KEY, get_logger, new_correlation_id
 from flight_server.access.gate import Gate
 from flight_server.access.principal import Principal
 from flight_server.access.remembered import Admission
+from flight_server.engine.sessions import Caller
+from flight_server.service.session_cookie import Cookie, cookie_in
 from flight_server.service.status import on_the_wire
 
-#: The names under which handlers find the middleware of their call.
-CORRELATION = "correlation"
-ACCESS = "access"
+#: The name under which handlers find the middleware of their call.
+CALL = "call"
 _GOOD_ID = re.compile(r"[\w.:/-]{1,64}")
 _AUTHORIZATION = "authorization"
 
 
-class Correlation(flight.ServerMiddleware):  # type: ignore[misc]
-    """One call's correlation id."""
-
-    def __init__(self, correlation_id: str) -> None:
-        super().__init__()
-        self.correlation_id = correlation_id
-
-    def sending_headers(self) -> dict[str, str]:
-        return {CORRELATION_KEY: self.correlation_id}
-
-
-class CorrelationFactory(flight.ServerMiddlewareFactory):  # type: ignore[misc]
-    """Makes the id for each call; one that is no plain short word is replaced."""
-
-    def start_call(self, info: flight.CallInfo, headers: Mapping[str, list[str]]) -> Correlation:
-        given = headers.get(CORRELATION_KEY, [""])[0]
-        correlation_id = given if isinstance(given, str) and _GOOD_ID.fullmatch(given) else new_correlation_id()
-        return Correlation(correlation_id)
-
-
-class AccessCall(flight.ServerMiddleware):  # type: ignore[misc]
+class Credentials:
     """One call's credentials, proved once, when they are asked for."""
 
     def __init__(self, gate: Gate, header: str | None) -> None:
-        super().__init__()
         self._gate = gate
         self._header = header
         self._admission: Admission | None = None
@@ -70,39 +51,52 @@ class AccessCall(flight.ServerMiddleware):  # type: ignore[misc]
             self._gate.revoke(token)
 
 
-class HandshakeCall(flight.ServerMiddleware):  # type: ignore[misc]
-    """A Handshake that went well; its token, if one was made, goes back as a header."""
+class CallMiddleware(flight.ServerMiddleware):  # type: ignore[misc]
+    """What one call brought with it. `token` is what a Handshake that went well is answered with, if anything."""
 
-    def __init__(self, token: str | None) -> None:
+    def __init__(self, correlation_id: str, credentials: Credentials, cookie: Cookie, token: str | None) -> None:
         super().__init__()
+        self.correlation_id = correlation_id
+        self.credentials = credentials
+        self.cookie = cookie
         self._token = token
 
     def sending_headers(self) -> dict[str, str]:
-        return {} if self._token is None else {_AUTHORIZATION: f"Bearer {self._token}"}
+        headers = {CORRELATION_KEY: self.correlation_id, **self.cookie.sent()}
+        if self._token is not None:
+            headers[_AUTHORIZATION] = f"Bearer {self._token}"
+        return headers
 
 
-class AccessFactory(flight.ServerMiddlewareFactory):  # type: ignore[misc]
-    """Takes the credentials of each call to the gate."""
+class CallFactory(flight.ServerMiddlewareFactory):  # type: ignore[misc]
+    """Reads the headers of each call, and takes its credentials to the gate."""
 
     def __init__(self, gate: Gate) -> None:
         super().__init__()
         self._gate = gate
         self._log = get_logger("flight_server.service")
 
-    def start_call(self, info: flight.CallInfo, headers: Mapping[str, list[str]]) -> AccessCall | HandshakeCall:
+    def start_call(self, info: flight.CallInfo, headers: Mapping[str, list[str]]) -> CallMiddleware:
         given = headers.get(_AUTHORIZATION)
+        token = None
         try:
             if given is not None and len(set(given)) > 1:
                 raise Unauthenticated("the call has several authorization headers; send one")
             header = None if given is None else str(given[0])
+            credentials = Credentials(self._gate, header)
             if info.method == flight.FlightMethod.HANDSHAKE:
-                return HandshakeCall(self._gate.handshake(header))
-            call = AccessCall(self._gate, header)
-            if info.method == flight.FlightMethod.GET_SCHEMA and not self._gate.certificates:
-                call.admission(None)
+                token = self._gate.handshake(header)
+            elif info.method == flight.FlightMethod.GET_SCHEMA and not self._gate.certificates:
+                credentials.admission(None)
         except Exception as error:  # noqa: BLE001  (whatever it is, it must not leave with a traceback)
             raise on_the_wire(error, self._log) from None
-        return call
+        return CallMiddleware(_correlation_id(headers), credentials, cookie_in(headers), token)
+
+
+def _correlation_id(headers: Mapping[str, list[str]]) -> str:
+    """The client's; one that is no plain short word is replaced."""
+    given = headers.get(CORRELATION_KEY, [""])[0]
+    return given if isinstance(given, str) and _GOOD_ID.fullmatch(given) else new_correlation_id()
 
 
 class Handshakes(flight.ServerAuthHandler):  # type: ignore[misc]
@@ -116,25 +110,40 @@ class Handshakes(flight.ServerAuthHandler):  # type: ignore[misc]
         return b""
 
 
+def call_of(context: flight.ServerCallContext) -> CallMiddleware:
+    """The middleware of the call."""
+    call: CallMiddleware = context.get_middleware(CALL)
+    return call
+
+
 def principal_of(context: flight.ServerCallContext) -> Principal:
     """Who the call is made for. Raises Unauthenticated; so every call asks, before it does anything else."""
-    return _access(context).admission(context).principal
+    return call_of(context).credentials.admission(context).principal
 
 
-def session_token_of(context: flight.ServerCallContext) -> str | None:
-    """Which bearer token of our own Handshake came with the call, as an id that is safe to keep and to show (not the
-    token itself); None for every other credential."""
-    return _access(context).admission(context).session_token
+def caller_of(context: flight.ServerCallContext) -> Caller:
+    """Who calls, and by which session. Raises Unauthenticated.
+
+    Without a cookie the session is found by the token of the login (as an id that is safe to keep and to show, not the
+    token itself), or else by the connection that the call came on; behind a proxy that shares connections, clients
+    need cookies or logins to have sessions of their own.
+    """
+    call = call_of(context)
+    admission = call.credentials.admission(context)
+    peer = context.peer()
+    return Caller(
+        principal=admission.principal.name,
+        session_id=call.cookie.session_id,
+        is_admin=admission.principal.is_admin,
+        peer=peer,
+        has_cookie=call.cookie.is_the_clients,
+        channel=admission.session_token or peer,
+    )
 
 
 def revoke_session_token(context: flight.ServerCallContext) -> None:
     """Make the bearer token of this call, when our Handshake made it, worth nothing from now on."""
-    _access(context).revoke(context)
-
-
-def _access(context: flight.ServerCallContext) -> AccessCall:
-    call: AccessCall = context.get_middleware(ACCESS)
-    return call
+    call_of(context).credentials.revoke(context)
 
 
 def _text(identity: bytes) -> str | None:

@@ -20,17 +20,16 @@ from flight_server.protocol.commands import ACTION_BODIES, decode_command, name_
 from flight_server.service.actions import Actions
 from flight_server.service.commands import Call, Statements, handler_of, query_handlers
 from flight_server.service.middleware import (
-    ACCESS,
-    CORRELATION,
-    AccessFactory,
-    CorrelationFactory,
+    CALL,
+    CallFactory,
     Handshakes,
+    call_of,
+    caller_of,
     principal_of,
     revoke_session_token,
 )
 from flight_server.service.prepared import PreparedStatements
 from flight_server.service.puts import Puts
-from flight_server.service.session_cookie import SESSION, SessionFactory, caller_of
 from flight_server.service.status import on_the_wire
 from flight_server.service.tls import Transport
 
@@ -71,7 +70,7 @@ class FlightSqlServer(flight.FlightServerBase):  # type: ignore[misc]
             tls_certificates=list(transport.certificates) or None,
             verify_client=transport.client_ca is not None,
             root_certificates=transport.client_ca,
-            middleware={CORRELATION: CorrelationFactory(), ACCESS: AccessFactory(gate), SESSION: SessionFactory()},
+            middleware={CALL: CallFactory(gate)},
         )
 
     # -- what Flight SQL uses
@@ -142,11 +141,11 @@ class FlightSqlServer(flight.FlightServerBase):  # type: ignore[misc]
     @contextmanager
     def _call(self, context: flight.ServerCallContext, method: str, *, flight_errors: bool = True) -> Iterator[_Call]:
         started_s = time.perf_counter()
-        middleware = context.get_middleware(CORRELATION)
-        call = _Call(self._log, middleware.correlation_id)
+        correlation_id = call_of(context).correlation_id
+        call = _Call(self._log, correlation_id)
         status = "ok"
         try:
-            with correlation(middleware.correlation_id):
+            with correlation(correlation_id):
                 principal_of(context)
                 yield call
         except Exception as error:  # noqa: BLE001  (whatever it is, it must not leave with a traceback)

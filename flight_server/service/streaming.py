@@ -12,18 +12,21 @@ With the engine reading ahead on its own thread it is as fast (10M rows x 4 colu
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from typing import Any
 
 import pyarrow as pa
 from pyarrow import flight
 
-from flight_server.engine.read_ahead import ReadAhead
+from flight_server.engine.read_ahead import ROWS_OF_MANY, ReadAhead
 from flight_server.engine.results import ReadyResult
 from flight_server.engine.running import RunningStatement
 from flight_server.engine.shapes import empty_batch
 from flight_server.engine.subscriptions import Subscription
 from flight_server.service.status import on_the_wire
+
+#: So many batches are read before a stream begins, at most: of several parameter sets each gives one of its own.
+_BEGUN_MAX = 2
 
 
 def stream_of(
@@ -33,9 +36,43 @@ def stream_of(
 
     Each batch of a subscription has one: the cut that the subscriber stands at with it.
     """
-    items = _arriving(statement, log) if isinstance(statement, Subscription) else _items(statement, log)
+    if isinstance(statement, Subscription):
+        items = _arriving(statement, log)
+    else:
+        batches, ended = _begun(statement)
+        if ended:
+            return flight.GeneratorStream(statement.schema, _whole(statement, batches))
+        items = _items(statement, batches, log)
     next(items)
     return flight.GeneratorStream(statement.schema, items)
+
+
+def _begun(statement: RunningStatement | ReadyResult) -> tuple[list[pa.RecordBatch], bool]:
+    """The first batches, and whether they are all. Raises our errors.
+
+    A result of one small batch is had whole, and its statement ended, before the stream begins: then that needs no
+    code of ours, and no turn of Python's lock, for each of its steps.
+    """
+    batches = []
+    while (batch := statement.read()) is not None:
+        batches.append(batch)
+        if batch.num_rows >= ROWS_OF_MANY or len(batches) == _BEGUN_MAX:
+            return batches, False
+    return batches, True
+
+
+def _whole(
+    statement: RunningStatement | ReadyResult, batches: list[pa.RecordBatch]
+) -> Iterator[pa.RecordBatch | tuple[pa.RecordBatch, bytes]]:
+    """All of a result, as GeneratorStream takes it: a batch, or a batch with the metadata that travels beside it."""
+    if statement.cut is None:
+        return iter(batches)
+    first, *rest = batches or [empty_batch(statement.schema)]
+    return iter([(first, _cut_metadata(statement)), *rest])
+
+
+def _cut_metadata(statement: RunningStatement | ReadyResult | Subscription) -> bytes:
+    return json.dumps({"cut": statement.cut}).encode()
 
 
 def _arriving(subscription: Subscription, log: Callable[[], Any]) -> Generator[Any, None, None]:
@@ -44,7 +81,7 @@ def _arriving(subscription: Subscription, log: Callable[[], Any]) -> Generator[A
         yield None
         while True:
             batch = subscription.read()
-            yield batch, json.dumps({"cut": subscription.cut}).encode()
+            yield batch, _cut_metadata(subscription)
     except Exception as error:  # noqa: BLE001  (whatever it is, it must not leave with a traceback)
         raise on_the_wire(error, log()) from None
     finally:
@@ -56,17 +93,17 @@ def table_stream(table: pa.Table) -> flight.FlightDataStream:
     return flight.RecordBatchStream(table)
 
 
-def _items(statement: RunningStatement | ReadyResult, log: Callable[[], Any]) -> Generator[Any, None, None]:
-    """First None, then what GeneratorStream takes: a batch, or a batch with the metadata that travels beside it."""
-    batches = ReadAhead(statement)
+def _items(
+    statement: RunningStatement | ReadyResult, begun: Sequence[pa.RecordBatch], log: Callable[[], Any]
+) -> Generator[Any, None, None]:
+    """First None, then what GeneratorStream takes. `begun` is not empty."""
+    batches = ReadAhead(statement, begun)
     try:
         yield None
-        metadata = None if statement.cut is None else json.dumps({"cut": statement.cut}).encode()
+        metadata = None if statement.cut is None else _cut_metadata(statement)
         for batch in batches:
             yield batch if metadata is None else (batch, metadata)
             metadata = None
-        if metadata is not None:
-            yield empty_batch(statement.schema), metadata
     except Exception as error:  # noqa: BLE001  (whatever it is, it must not leave with a traceback)
         raise on_the_wire(error, log()) from None
     finally:
