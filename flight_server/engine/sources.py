@@ -15,6 +15,7 @@ from dataclasses import dataclass, field, replace
 import duckdb
 import pyarrow as pa
 
+from common.datasets import log_table
 from common.errors import InvalidStatement, K2Error, StatementError, TableNotFound, Unsupported
 from flight_server.engine.activity import OPS, TABLES
 from flight_server.engine.chosen import Asking, Chosen, Operands, named
@@ -123,7 +124,7 @@ class Source:
         tables: dict[str, TableCut] = {}
         ends = [(found.table, found.high) for found in self.changes.values()]
         for table, cut in [*self.cuts.values(), *ends]:
-            if cut is None or tables.setdefault(table, cut) != cut:
+            if cut is None or tables.setdefault(log_table(table), cut) != cut:
                 return None
         return Cut(tables).to_text() if tables else None
 
@@ -286,7 +287,7 @@ class Sources:
                 if had is not None:
                     columns[ref] = had
             elif table in fed:
-                now.add(table)
+                now.add(log_table(table))
         called = functions_of(tree)
         snapshots = {ref: self._snapshots(ref, parser, values) for ref in called if ref.name == SNAPSHOTS}
         changes = {ref: self._changes(ref, as_of, parser, values, only=only) for ref in called if ref not in snapshots}
@@ -387,9 +388,19 @@ class Sources:
         if parts[:-1] in ([], [MARKET], [CATALOG, MARKET]):
             for table in self._lake.tables():
                 if (table.schema, table.name) == (MARKET, parts[-1]):
-                    return f"{MARKET}.{table.name}"
+                    return self._of_the_log(f"{MARKET}.{table.name}")
         tables = ", ".join(f"{MARKET}.{table.name}" for table in self._lake.tables() if table.schema == MARKET)
         raise TableNotFound(f"{MARKET} has no table {named[:100]!r}; there are {tables}")
+
+    @staticmethod
+    def _of_the_log(table: str) -> str:
+        """The table, if its rows are the log's. Raises Unsupported."""
+        if log_table(table) != table:
+            raise Unsupported(
+                f"{table} is computed from {log_table(table)}, and its rows change: it has no rows between cuts and no "
+                f"commits to be named; ask {log_table(table)} instead"
+            )
+        return table
 
     def parted(
         self, statement: Statement, cut: str | None, cursor: duckdb.DuckDBPyConnection, parser: Parser, *, count: int

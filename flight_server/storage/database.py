@@ -119,6 +119,15 @@ class Database:
         """Make `k2_cut()` say this on the cursor, until the next call."""
         cursor.execute(f"SET VARIABLE {CUT_FUNCTION} = {'NULL' if cut is None else literal(cut)}")
 
+    def can_read(self, relation: str) -> bool:
+        """Whether the files of a relation are there: DuckDB looks at them when it binds it."""
+        with self.cursor() as cursor:
+            try:
+                cursor.execute(f"SELECT 1 FROM {relation} LIMIT 0")
+            except duckdb.Error:
+                return False
+        return True
+
     # -- writing: the publisher only
 
     @contextmanager

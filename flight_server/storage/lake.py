@@ -16,7 +16,7 @@ import pyarrow as pa
 from prometheus_client import CollectorRegistry, Gauge, Histogram
 
 from common.clock import Clock, SystemClock
-from common.datasets import DATASETS, OPS, Dataset
+from common.datasets import BARS, DATASETS, OPS, TRADES, Dataset, log_table
 from common.errors import K2Error, TableNotFound, Unavailable
 from common.log import KafkaLog, KafkaLogReader, TopicInfo
 from common.offsets import PartitionOffsets
@@ -84,6 +84,7 @@ class Lake:
         self._kafka = kafka
         self._settings = settings
         self._datasets = datasets
+        self._bars = tuple(BARS.values()) if TRADES in datasets else ()
         self._clock = clock or SystemClock()
         self._log = get_logger("flight_server.storage")
         loaded = LoadedTables()
@@ -135,15 +136,16 @@ class Lake:
     def table_cut(self, table: str, as_of: AsOf) -> TableCut:
         """The positions that `as_of` means for a table, by its full name, as in "market.trades".
 
-        A table of `research` has no positions but its snapshot. For a cut this is pure; for a snapshot and a time the
-        catalog is asked, which blocks. Raises SnapshotNotFound, TableNotFound, Unsupported, Unavailable, CatalogError.
+        Those of bars are the trades'. A table of `research` has no positions but its snapshot. For a cut this is pure;
+        for a snapshot and a time the catalog is asked, which blocks. Raises SnapshotNotFound, TableNotFound,
+        Unsupported, Unavailable, CatalogError.
         """
         schema, _, name = table.partition(".")
-        dataset = next((dataset for dataset in self._datasets if dataset.table == table), None)
+        dataset = next((dataset for dataset in self._datasets if dataset.table == log_table(table)), None)
         if dataset is None and schema != RESEARCH:
             raise TableNotFound(f"there is no table {table} that could be read as of an earlier instant")
         if isinstance(as_of, AsOfCut):
-            return table_cut(table, as_of)
+            return table_cut(log_table(table), as_of)
         if dataset is None:
             return TableCut(self.research.snapshot_at(name, as_of), PartitionOffsets())
         return self._histories.table_cut(dataset, as_of)
@@ -187,6 +189,11 @@ class Lake:
             return self.research.select_at(name, wanted.snapshot_id)
         self.check_ready()
         assert self._publisher is not None
+        bars = self._publisher.bars
+        if bars is not None and table != log_table(table):
+            # Bars do not say which trades are in them: at an earlier instant they are made of the trades of then.
+            trades = self.select_at(cursor, log_table(table), wanted, bars.on_trades(name, conditions))
+            return bars.computed(name, trades)
         now = self._publisher.cut(cursor).tables[table]
         condition = condition_at(table, wanted, now, self._publisher.followed())
         dataset = next(dataset for dataset in self._datasets if dataset.table == table)
@@ -239,7 +246,8 @@ class Lake:
     def tables(self) -> list[TableInfo]:
         """The tables of `market`, those of `ops` that the log feeds, and those of `research` as of their latest
         publication."""
-        fed = [TableInfo(CATALOG, d.namespace, d.name, "TABLE", table_schema(d.schema_name)) for d in self._datasets]
+        known = [*self._datasets, *self._bars]
+        fed = [TableInfo(CATALOG, d.namespace, d.name, "TABLE", table_schema(d.schema_name)) for d in known]
         fed += [TableInfo(CATALOG, OPS, view.name, "VIEW", view.columns) for view in self._views()]
         research = self._research_views.schemas().items()
         return fed + [TableInfo(CATALOG, RESEARCH, name, "TABLE", schema) for name, schema in research]
@@ -267,11 +275,19 @@ class Lake:
         log = KafkaLog(self._kafka)
         self._topics = (log.cluster_id(), self._list_topics(log))
         self._newest = {dataset.name: self._snapshots.newest(dataset) for dataset in self._datasets}
+        self._ask_for(self._bars)
         self.publish_research()
         self._reader = KafkaLogReader(self._kafka, client_id="k2-tail")
         registry = open_registry(self._kafka.schema_registry_url)
         self._publisher = Publisher(
-            self._database, self._reader, registry, self._settings, self._clock, self._datasets, topic_ids=log.topic_ids
+            self._database,
+            self._reader,
+            registry,
+            self._settings,
+            self._clock,
+            self._datasets,
+            topic_ids=log.topic_ids,
+            bars=self._bars,
         )
         for view in self._views():
             self._database.create_view(
@@ -397,13 +413,18 @@ class Lake:
             self._guarded_news(self.research.sweep)
 
     def _ask_catalog(self) -> None:
+        """The bars last: they are ahead of trades that are not known yet as seldom as may be."""
+        self._ask_for(self._datasets)
+        self._ask_for(self._bars)
+
+    def _ask_for(self, datasets: Sequence[Dataset]) -> None:
         """One table without news, for whatever reason, keeps the snapshot that it has, and the others get theirs."""
         newest: dict[str, Snapshot] = {}
 
         def ask(dataset: Dataset) -> None:
             newest[dataset.name] = self._snapshots.newest(dataset)
 
-        for dataset in self._datasets:
+        for dataset in datasets:
             self._guarded_news(ask, dataset)
         with self._news_lock:
             self._newest |= newest

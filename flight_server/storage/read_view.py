@@ -147,7 +147,7 @@ def view_sql(snapshot: Snapshot, segments: Sequence[Segment], columns: Mapping[s
         )
         parts.append(f"SELECT {present} FROM {snapshot.relation}")
     for segment in beyond(snapshot, segments):
-        taken = _taken_in(segment, snapshot.offsets)
+        taken = taken_in(segment, snapshot.offsets)
         where = f" WHERE NOT ({taken})" if taken else ""
         parts.append(f"SELECT {names} FROM {segment.relation}{where}")
     if not parts:
@@ -166,7 +166,7 @@ def rows_beyond(snapshot: Snapshot, segment: Segment) -> int:
     ends = snapshot.offsets
     if segment.below(ends):
         return 0
-    if not _taken_in(segment, ends):
+    if not taken_in(segment, ends):
         return segment.rows
     above = sum(
         max(0, following - max(segment.first.next_offset(partition), ends.next_offset(partition)))
@@ -217,7 +217,7 @@ def chosen_sql(
     if len(cold) + len(mixed) > files_max or (len(cold) == len(snapshot.index) and len(cold) == len(snapshot.files)):
         return None
     parts = []
-    for paths, condition in ((cold, ""), (mixed, f" WHERE NOT ({_at_or_above(hot)})" if hot else "")):
+    for paths, condition in ((cold, ""), (mixed, f" WHERE NOT ({at_or_above(hot)})" if hot else "")):
         if paths:
             files = replace(snapshot, relation=read_files(sorted(paths), snapshot.field_ids, columns))
             parts.append(view_sql(files, (), columns) + condition)
@@ -227,7 +227,7 @@ def chosen_sql(
     else:
         floor = PartitionOffsets({**snapshot.offsets, **hot})
         for segment in segments:
-            below = _taken_in(segment, floor)
+            below = taken_in(segment, floor)
             parts.append(f"SELECT {names} FROM {segment.relation}" + (f" WHERE NOT ({below})" if below else ""))
     return " UNION ALL ".join(parts)
 
@@ -242,10 +242,20 @@ def _all_hot(taken: tuple[PartitionOffsets, PartitionOffsets], hot: PartitionOff
     )
 
 
-def _at_or_above(offsets: PartitionOffsets) -> str:
+def at_or_above(offsets: PartitionOffsets) -> str:
+    """The condition for rows at or above the next offset of their partition; not for those of partitions without."""
+    return _compared(offsets, ">=")
+
+
+def below(offsets: PartitionOffsets) -> str:
+    """The condition for rows below the next offset of their partition."""
+    return _compared(offsets, "<")
+
+
+def _compared(offsets: PartitionOffsets, sign: str) -> str:
     return " OR ".join(
         f"(_kafka_topic = {literal(topic_short(partition.topic_id))} "
-        f"AND _kafka_partition = {int(partition.partition)} AND _kafka_offset >= {int(offset)})"
+        f"AND _kafka_partition = {int(partition.partition)} AND _kafka_offset {sign} {int(offset)})"
         for partition, offset in sorted(offsets.items())
     )
 
@@ -264,7 +274,7 @@ def parts_sql(snapshot: Snapshot, tail: str, columns: Mapping[str, str], count: 
     return [*selects[:-1], f"{selects[-1]} UNION ALL {tail}"]
 
 
-def _taken_in(segment: Segment, committed: PartitionOffsets) -> str:
+def taken_in(segment: Segment, committed: PartitionOffsets) -> str:
     """The condition for the segment's rows that the snapshot has too; empty when there can be none."""
     terms = []
     for partition in sorted(segment.next):

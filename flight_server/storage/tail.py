@@ -19,7 +19,7 @@ import pyarrow.compute as pc
 
 from common.clock import Clock
 from common.codec import Decoder
-from common.datasets import Dataset
+from common.datasets import TRADES, Bars, Dataset, log_table
 from common.errors import K2Error, SnapshotExpired, TailGap, Unavailable
 from common.log import LogReader, TopicInfo, joined
 from common.offsets import KafkaPartition, PartitionOffsets, topic_short
@@ -27,6 +27,7 @@ from common.registry import SchemaRegistry
 from common.schemas.arrow import table_schema
 from common.settings import FlightSettings
 from common.telemetry import get_logger
+from flight_server.storage.bars_shown import BarsShown
 from flight_server.storage.between_cuts import Choose, changes_sql, check_range
 from flight_server.storage.database import Database
 from flight_server.storage.file_index import Condition
@@ -104,8 +105,9 @@ class Publisher:
         datasets: Sequence[Dataset],
         *,
         topic_ids: Callable[[Iterable[str]], Mapping[str, str]],
+        bars: Sequence[Bars] = (),
     ) -> None:
-        """`topic_ids` asks the broker for topics' ids as they are now (KafkaLog.topic_ids)."""
+        """`topic_ids` asks the broker for topics' ids as they are now (KafkaLog.topic_ids). `bars` need the trades."""
         self._database = database
         self._topic_ids = topic_ids
         self._reader = reader
@@ -138,6 +140,8 @@ class Publisher:
         for dataset in datasets:
             columns = database.column_types(table_schema(dataset.schema_name))
             self._tables[dataset.name] = _Table(dataset, Decoder(dataset, registry), columns, Snapshot(), Tail())
+        #: The tables of bars, which are views over the trades too.
+        self._bars = BarsShown(database, bars, self._tables[TRADES.name].columns) if bars else None
         self._publish({name: _Publication(table.snapshot, (), table.tail.base) for name, table in self._tables.items()})
 
     # -- what others may ask, from any thread
@@ -230,14 +234,22 @@ class Publisher:
         """The SELECT of all rows that meet the conditions, and of others, of the table that a transaction sees in this
         publication; None when the table's view is as good. Of files only those that can have such rows are read, and
         none whose rows are in memory."""
-        name = next(name for name, known in self._tables.items() if known.dataset.table == table)
+        name = next(name for name, known in self._tables.items() if known.dataset.table == log_table(table))
         snapshot = self._generations.get(generation, {}).get(name)
         if snapshot is None or snapshot.index is None:
             return None
         memory = self._memory[generation][name]
         columns = self._tables[name].columns
         files_max = _CHOSEN_FILES_MAX_REMOTE if snapshot.is_remote else _CHOSEN_FILES_MAX
+        if self._bars is not None and table != log_table(table):
+            of = table.rpartition(".")[2]
+            return self._bars.select_where(generation, of, snapshot, memory, conditions, files_max=files_max)
         return chosen_sql(snapshot, memory, columns, conditions, files_max=files_max)
+
+    @property
+    def bars(self) -> BarsShown | None:
+        """The tables of bars; None where none are shown."""
+        return self._bars
 
     def followed(self) -> Set[str]:
         """The ids of the topics that are followed."""
@@ -326,14 +338,21 @@ class Publisher:
         A snapshot that ends before the tail begins (the table was rolled back) makes the tail start again from there;
         until it has caught up, `gap` says so.
         """
+        if self._bars is not None:
+            self._bars.learn(snapshots)
         changed = {
             name: snapshot
             for name, snapshot in snapshots.items()
-            if snapshot.snapshot_id != self._tables[name].snapshot.snapshot_id
-            or snapshot.relation != self._tables[name].snapshot.relation
+            if name in self._tables
+            and (
+                snapshot.snapshot_id != self._tables[name].snapshot.snapshot_id
+                or snapshot.relation != self._tables[name].snapshot.relation
+            )
         }
         if not changed:
             self._unknown -= snapshots.keys()
+            if self._bars is not None and self._bars.has_news(self._trades_end()):
+                self._publish({})
             return
         published: dict[str, _Publication] = {}
         for name, snapshot in changed.items():
@@ -526,7 +545,18 @@ class Publisher:
         return replace(tail, segments=(*tail.segments[:-1], grown))
 
     def _publish(self, tables: Mapping[str, _Publication], *, all_positions: bool = False) -> None:
-        """In one transaction: the views over these snapshots and segments; behind them a segment that takes rows."""
+        """In one transaction: the views over these snapshots and segments; behind them a segment that takes rows.
+
+        And those of bars: a table of bars that cannot be read holds up no other.
+        """
+        try:
+            self._publish_once(tables, all_positions=all_positions)
+        except Unavailable:
+            if self._bars is None or not self._bars.give_up():
+                raise
+            self._publish_once(tables, all_positions=all_positions)
+
+    def _publish_once(self, tables: Mapping[str, _Publication], *, all_positions: bool) -> None:
         generation = self._generation + 1
         snapshots = {name: table.snapshot for name, table in self._tables.items()}
         snapshots |= {name: one.snapshot for name, one in tables.items()}
@@ -557,6 +587,9 @@ class Publisher:
                 if all_positions or p not in self._tables[self._owner[p]].tail.position
             ]
             self._database.set_positions(generation, positions, [])
+            self._publish_bars(generation, snapshots, tails)
+        if self._bars is not None:
+            self._bars.published(generation)
         self._generation = generation
         self._generations.pop(generation - _GENERATIONS_KEPT, None)
         self._memory.pop(generation - _GENERATIONS_KEPT, None)
@@ -565,7 +598,24 @@ class Publisher:
             self._tables[name].snapshot = snapshots[name]
             self._tables[name].tail = tail
 
+    def _publish_bars(self, generation: int, snapshots: Mapping[str, Snapshot], tails: Mapping[str, Tail]) -> None:
+        if self._bars is None:
+            return
+        tail = tails.get(TRADES.name, self._tables[TRADES.name].tail)
+        ends = cut_offsets(snapshots[TRADES.name], tail.position)
+        if TRADES.name in tails or self._bars.has_news(ends):
+            trades = snapshots[TRADES.name]
+            self._bars.replace_views(generation, trades, self._memory[generation][TRADES.name], ends)
+        else:
+            self._bars.carry(generation)
+
+    def _trades_end(self) -> PartitionOffsets:
+        trades = self._tables[TRADES.name]
+        return cut_offsets(trades.snapshot, trades.tail.position)
+
     def _forget_files(self, generation: int) -> None:
+        if self._bars is not None:
+            self._bars.forget(generation)
         snapshots = self._generations.get(generation)
         if snapshots is not None:
             self._generations[generation] = {

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,16 +30,18 @@ COUNT = "select count(*) as n, max(trade_id) as last from market.trades"
 class Live:
     """A broker, a sink, a lake and a server on it; trades with dense ids by hand."""
 
-    def __init__(self, folder: Path, **more: Any) -> None:
+    def __init__(self, folder: Path, *, bars_interval_ms: int | None = None, **more: Any) -> None:
+        """With `bars_interval_ms` the sink keeps bars; without, they are computed from the trades. `more` settings."""
         self._broker = EmbeddedBroker()
         kafka = KafkaSettings.load(bootstrap_servers=self._broker.__enter__().bootstrap_servers)
         KafkaLog(kafka).ensure_topics([TOPIC])
         lake_settings = self.lake_settings = LakeSettings.load(data_dir=folder)
         lake_settings.prepare()
         settings = FlightSettings(port=0, snapshot_refresh_ms=20, topic_refresh_ms=50, **{"pin_s_max": 0.05, **more})
-        self._sink = SinkService(
-            kafka, lake_settings, SinkSettings(commit_age_ms_max=50, bars=False), datasets=(TRADES,)
+        sink_settings = SinkSettings(
+            commit_age_ms_max=50, bars=bars_interval_ms is not None, bars_interval_ms=bars_interval_ms or 10_000
         )
+        self._sink = SinkService(kafka, lake_settings, sink_settings, datasets=(TRADES,))
         self._sink.start()
         self._lake = Lake(kafka, lake_settings, settings, datasets=(TRADES,))
         self._lake.start()
@@ -61,6 +63,12 @@ class Live:
     def snapshot_id(self) -> int | None:
         """The snapshot that the server shows."""
         return self._lake.stats().snapshot_ids["trades"]
+
+    def produce(self, records: Sequence[dict[str, Any]], partition: int = 0) -> None:
+        """These trades; returns once the broker has them. `grow` then waits for its own alone, and must not be used."""
+        for record in records:
+            self._producer.produce(TOPIC, ENCODER.encode(record), partition=partition)
+        self._producer.flush()
 
     def grow_unseen(self, count: int) -> None:
         """More trades; returns once the broker has them."""

@@ -13,7 +13,7 @@ import pytest
 from confluent_kafka import Producer
 
 from common.codec import Encoder
-from common.datasets import TRADES
+from common.datasets import BARS, TRADES
 from common.errors import BrokerError, SnapshotExpired, SnapshotNotFound, TableNotFound, Unavailable
 from common.iceberg import open_catalog
 from common.log import KafkaLog
@@ -287,7 +287,8 @@ def test_research_tables_of_anybody_are_served_soon_and_ones_own_at_once(
     lake = Lake(kafka, lake_settings, SETTINGS, datasets=(TRADES,))
     lake.start()
     try:
-        assert [(table.schema, table.name) for table in lake.tables()] == [("market", "trades"), ("research", "before")]
+        names = [(table.schema, table.name) for table in lake.tables()]
+        assert names == [("market", "trades"), *(("market", bars) for bars in BARS), ("research", "before")]
         assert ask(lake, "SELECT sum(id) FROM research.before")[0] == [(6,)]
         version = lake.research_version
         put(lake.research, "mine")
