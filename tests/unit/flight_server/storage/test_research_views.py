@@ -158,7 +158,7 @@ def test_publishing_beside_the_publisher_and_readers(server: Server) -> None:
     database, failed = server.database, []
     with database.publication():
         relation = database.create_segment("s0", {"id": "BIGINT"})
-        database.replace_view("trades", f"SELECT * FROM {relation}")
+        database.replace_view("market.trades", f"SELECT * FROM {relation}")
     server.put("t", *range(10))
     server.views.publish()
     ending = threading.Event()
@@ -177,7 +177,7 @@ def test_publishing_beside_the_publisher_and_readers(server: Server) -> None:
         with database.publication():
             before, relation = relation, database.create_segment(f"s{number}", {"id": "BIGINT"})
             database.insert(relation, pa.table({"id": [number] * 10}))
-            database.replace_view("trades", f"SELECT * FROM {relation}")
+            database.replace_view("market.trades", f"SELECT * FROM {relation}")
             database.drop_segment(before)
             database.set_positions(number, [], [])
 
