@@ -29,8 +29,9 @@ from pyiceberg.partitioning import PartitionField, PartitionFieldValue, Partitio
 from pyiceberg.schema import Schema
 from pyiceberg.table.locations import load_location_provider
 from pyiceberg.table.metadata import TableMetadata
-from pyiceberg.transforms import BucketTransform, DayTransform, IdentityTransform
+from pyiceberg.transforms import BucketTransform, DayTransform, IdentityTransform, Transform
 from pyiceberg.typedef import Record
+from pyiceberg.types import IcebergType
 
 from common.datasets import Dataset
 
@@ -42,6 +43,7 @@ GROUP_ROWS = 50_000
 _UNIQUE_TEXTS = frozenset({"message_id"})
 #: Partition fields get ids from here on, by Iceberg's convention.
 _PARTITION_FIELD_ID = 1000
+_DAY_US = 86_400_000_000
 
 
 def partition_spec(schema: Schema, dataset: Dataset, symbol_buckets: int) -> PartitionSpec:
@@ -143,8 +145,10 @@ def by_partition(rows: pa.Table, metadata: TableMetadata) -> list[tuple[Partitio
         return [(None, rows)]
     values = pa.table(
         {
-            field.name: field.transform.pyarrow_transform(schema.find_type(field.source_id))(
-                rows.column(str(schema.find_column_name(field.source_id)))
+            field.name: _transformed(
+                rows.column(str(schema.find_column_name(field.source_id))),
+                field.transform,
+                schema.find_type(field.source_id),
             )
             for field in spec.fields
         }
@@ -155,6 +159,23 @@ def by_partition(rows: pa.Table, metadata: TableMetadata) -> list[tuple[Partitio
         key = PartitionKey([PartitionFieldValue(field, partition[field.name]) for field in spec.fields], spec, schema)
         found.append((key, rows if len(partitions) == 1 else rows.filter(_equal(values, partition))))
     return found
+
+
+def _transformed(column: pa.ChunkedArray, transform: Transform[Any, Any], kind: IcebergType) -> pa.Array:
+    """The partition's value of each row.
+
+    Not by PyIceberg's own transforms of Arrow: they panic on buffers that are not aligned, as those of rows that came
+    over a wire are. Each value is transformed once; for times, which differ from row to row, a day is a division.
+    """
+    if pa.types.is_timestamp(column.type):
+        column = column.cast(pa.int64())
+        if isinstance(transform, DayTransform):
+            filled = np.asarray(pc.fill_null(column, 0).to_numpy())
+            return pa.array((filled // _DAY_US).astype(np.int32), mask=np.asarray(column.is_null().to_numpy()))
+    encoded = column.combine_chunks().dictionary_encode()
+    apply = transform.transform(kind)
+    values = pa.array([apply(value) for value in encoded.dictionary.to_pylist()])
+    return values.take(encoded.indices)
 
 
 def _equal(values: pa.Table, partition: dict[str, Any]) -> pa.ChunkedArray:

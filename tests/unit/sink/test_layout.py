@@ -23,7 +23,7 @@ import sink.layout
 from common.datasets import DATASETS, INSTRUMENTS, QUOTES, TRADES, Dataset
 from common.offsets import KafkaPartition, PartitionOffsets
 from common.settings import LakeSettings
-from sink.layout import in_order
+from sink.layout import by_partition, in_order
 from sink.table import IcebergTable
 from tests.support.records import EPOCH, instrument, quote, table_rows, trade
 
@@ -143,6 +143,30 @@ def test_a_table_may_have_files_of_two_specs(tmp_path: Path) -> None:
     append(table, table_rows("trade", [on_day(i, day=i) for i in range(2, 4)], first_offset=2))
     assert sorted(file.spec_id for file in live_files(table)) == [0, 0, 1, 1]
     assert sorted(table.iceberg_table.scan().to_arrow()["trade_id"].to_pylist()) == [0, 1, 2, 3]
+
+
+def test_days_and_buckets_are_those_that_iceberg_has(tmp_path: Path) -> None:
+    """Also before 1970, where a division that cut off would be a day late, and of rows whose buffers lie anywhere."""
+    table = IcebergTable.open(lake(tmp_path, symbol_buckets=7), TRADES)
+    metadata = table.iceberg_table.metadata
+    moments = [datetime(1969, 12, 31, 23, 59, 59, 999_999, tzinfo=UTC), datetime(1970, 1, 1, tzinfo=UTC), EPOCH]
+    rows = table_rows("trade", [trade(i, symbol=f"S{i}", event_time=moments[i % 3]) for i in range(30)])
+    sink_stream = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink_stream, rows.schema) as writer:
+        writer.write_table(rows)
+    shifted = pa.py_buffer(b"x" + sink_stream.getvalue().to_pybytes()).slice(1)
+    (day, bucket) = metadata.spec().fields
+    day_of = day.transform.transform(metadata.schema().find_type("event_time"))
+    bucket_of = bucket.transform.transform(metadata.schema().find_type("symbol"))
+    for given_rows in (rows, pa.ipc.open_stream(shifted).read_all()):
+        seen = 0
+        for key, part in by_partition(given_rows, metadata):
+            assert key is not None
+            for row in part.to_pylist():
+                at_us = (row["event_time"] - datetime(1970, 1, 1, tzinfo=UTC)) // timedelta(microseconds=1)
+                assert (key.partition[0], key.partition[1]) == (day_of(at_us), bucket_of(row["symbol"]))
+                seen += 1
+        assert seen == 30
 
 
 # -- order
