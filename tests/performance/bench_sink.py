@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import resource
 import tempfile
 import threading
@@ -10,15 +11,20 @@ from pathlib import Path
 
 from confluent_kafka import Producer
 
-from common.datasets import TRADES
+from common.datasets import INSTRUMENTS, QUOTES, TRADES
 from common.log import KafkaLog
-from common.settings import KafkaSettings, LakeSettings, SinkSettings
+from common.settings import IngestSettings, KafkaSettings, LakeSettings, SinkSettings
+from ingest.service import IngestService
+from ingest.simulator import Simulator
 from k2.broker import EmbeddedBroker
 from sink.service import SinkService
+from sink.table import IcebergTable
 from tests.performance.figures import Figure
 from tests.performance.market_data import messages
 
 _ROWS = 2_000_000
+#: Where a checkout has the recordings beside it.
+_CAPTURES = Path(__file__).resolve().parents[3] / "shared" / "data" / "binance"
 
 
 def run(scale: float) -> list[Figure]:
@@ -33,7 +39,7 @@ def run(scale: float) -> list[Figure]:
         assert sum(ends.values()) == count
         lake = LakeSettings.load(data_dir=Path(folder))
         lake.prepare()
-        service = SinkService(kafka, lake, SinkSettings.load(), datasets=(TRADES,))
+        service = SinkService(kafka, lake, SinkSettings.load(bars=False), datasets=(TRADES,))
         cpu_before, begin_s = time.process_time(), time.perf_counter()
         service.start()
         waiter = threading.Event()
@@ -51,7 +57,57 @@ def run(scale: float) -> list[Figure]:
         Figure("sink", "Kafka to committed Iceberg", count / taken_s, "rows/s", f"{stats.commits} commits; {parts}"),
         Figure("sink", "per CPU second", count / cpu_s, "rows/s", "this process; the broker has its own"),
         Figure("sink", "peak memory", peak_mib, "MiB", "of the whole benchmark process"),
+        *_compression(),
     ]
+
+
+def _compression() -> list[Figure]:
+    """The recorded Binance feeds through ingest, broker and sink: the Avro bytes that the sink read, against its files.
+
+    Nothing where the recordings are not. They come at full speed, so receive times are closer together than in life.
+    """
+    captures = sorted(_CAPTURES.glob("*.gz"))
+    if not captures:
+        return []
+    with EmbeddedBroker() as broker, tempfile.TemporaryDirectory(prefix="k2-bench-") as folder:
+        kafka = KafkaSettings.load(bootstrap_servers=broker.bootstrap_servers)
+        simulator = Simulator.replay(captures, resume=True)
+        with contextlib.ExitStack() as running:
+            simulator.start()
+            running.callback(simulator.stop)
+            ingest = IngestService(
+                ["BTCUSDT", "ETHUSDT"], kafka=kafka, settings=IngestSettings.load(connections=1), url=simulator.url
+            )
+            ingest.start()
+            running.callback(ingest.stop)
+            waiter = threading.Event()
+            while not (
+                simulator.finished.is_set()
+                and ingest.stats().frames >= simulator.stats().frames_sent
+                and not ingest.stats().queued
+            ):
+                waiter.wait(0.05)
+        lake = LakeSettings.load(data_dir=Path(folder))
+        lake.prepare()
+        log = KafkaLog(kafka)
+        ends = log.end_offsets(log.topics(r"^market\.").values())
+        settings = SinkSettings.load(commit_age_ms_max=5_000, bars=False)
+        service = SinkService(kafka, lake, settings, datasets=(TRADES, QUOTES, INSTRUMENTS))
+        service.start()
+        while not service.drained(ends) and service.failure is None:
+            waiter.wait(0.05)
+        service.stop()
+        assert service.failure is None
+        figures = []
+        for dataset in (TRADES, QUOTES):
+            snapshot = IcebergTable.open(lake, dataset).iceberg_table.current_snapshot()
+            assert snapshot is not None
+            assert snapshot.summary is not None
+            nbytes, avro = int(snapshot.summary["total-files-size"] or 0), service.stats()[dataset.name].bytes_read
+            files, rows = snapshot.summary["total-data-files"], snapshot.summary["total-records"]
+            beside = f"{avro:,} bytes of Avro, {nbytes:,} in {files} files of {rows} rows"
+            figures.append(Figure("sink", f"recorded {dataset.name}, Avro bytes a byte", avro / nbytes, "to 1", beside))
+        return figures
 
 
 def _preload(kafka: KafkaSettings, topic: str, count: int) -> None:
