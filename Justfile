@@ -59,11 +59,12 @@ down:
 lock *ARGS:
     uv run --no-project python .ci/lock.py {{ ARGS }}
 
-# docs/settings.md from common/settings.py, the options of docs/tables.md, and the tables of docs/flight-sql.md from the tests
+# docs/settings.md from common/settings.py, the options of docs/tables.md, the tables of docs/flight-sql.md and docs/reliability.md from the tests
 docs:
     uv run python docs/tables_page.py
     uv run python docs/settings_page.py
     uv run python docs/flight_sql_page.py
+    uv run python docs/reliability_page.py
 
 # all of the above that a change has to pass
 ci:

@@ -4,27 +4,24 @@ K2_REQUIRE_KAFKA=1, as in CI, that is a failure.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 
 import pytest
 from confluent_kafka.admin import AdminClient
 
 from common.settings import KafkaSettings
-from tests.integration.kafka_server import KafkaServer, KafkaUnavailable, jars, java_and_maven
+from tests.integration.kafka_server import KafkaServer, jars
 from tests.support.kafka import eventually
+from tests.support.missing import MissingTool, skip_or_fail
 
 
 @pytest.fixture(scope="session")
 def kafka_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[KafkaServer]:
     """One Kafka for the whole session."""
     try:
-        java_and_maven()
         jars()
-    except KafkaUnavailable as why:
-        if os.environ.get("K2_REQUIRE_KAFKA") == "1":
-            pytest.fail(f"K2_REQUIRE_KAFKA is set and there is no real Kafka: {why}")
-        pytest.skip(f"no real Kafka: {why}")
+    except MissingTool as why:
+        skip_or_fail(why, "K2_REQUIRE_KAFKA")
     server = KafkaServer(tmp_path_factory.mktemp("kafka"))
     server.start()
     yield server

@@ -9,8 +9,8 @@ import pytest
 
 from common.log import KafkaLog
 from common.settings import KafkaSettings
-from tests.integration import kafka_server as fixture
-from tests.integration.kafka_server import KafkaServer, KafkaUnavailable
+from tests.integration.kafka_server import KafkaServer, jars
+from tests.support.missing import MissingTool
 
 
 def test_topics_survive_a_clean_stop_and_a_kill(kafka_server: KafkaServer, tmp_path: Path) -> None:
@@ -32,5 +32,5 @@ def test_topics_survive_a_clean_stop_and_a_kill(kafka_server: KafkaServer, tmp_p
 
 def test_without_maven_the_reason_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(KafkaUnavailable, match="java is not on the path"):
-        fixture.java_and_maven()
+    with pytest.raises(MissingTool, match="java is not on the path"):
+        jars()

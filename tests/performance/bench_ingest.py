@@ -11,10 +11,11 @@ from pathlib import Path
 import psutil
 
 from k2.broker import EmbeddedBroker
-from tests.integration.kafka_server import KafkaServer, KafkaUnavailable, java_and_maven
+from tests.integration.kafka_server import KafkaServer, jars
 from tests.performance.feed_load import FIRST_ID, FeedLoad
 from tests.performance.figures import Figure
 from tests.performance.scraped import Metrics, quantile
+from tests.support.missing import MissingTool
 from tests.support.processes import Process
 
 _TRADES_AT_FULL_SPEED, _RATE, _SECONDS = 600_000, 20_000, 15.0
@@ -125,8 +126,8 @@ def _embedded() -> Iterator[str]:
 def _kafka() -> Iterator[str | None]:
     """None where Java or Maven are missing."""
     try:
-        java_and_maven()
-    except KafkaUnavailable:
+        jars()
+    except MissingTool:
         yield None
         return
     with tempfile.TemporaryDirectory(prefix="k2-kafka-") as folder:

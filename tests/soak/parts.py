@@ -9,7 +9,9 @@ from pathlib import Path
 
 from common.settings import KafkaSettings, LakeSettings
 from k2.broker import EmbeddedBroker
-from tests.integration.kafka_server import KafkaServer, KafkaUnavailable, java_and_maven
+from tests.integration.kafka_server import KafkaServer
+from tests.support.maven import java_and_maven
+from tests.support.missing import MissingTool
 from tests.support.processes import Process
 
 #: What a part says when it is up.
@@ -44,7 +46,7 @@ def kind_here() -> str:
     """`kafka` where there is Java and Maven, else `embedded`."""
     try:
         java_and_maven()
-    except KafkaUnavailable:
+    except MissingTool:
         return "embedded"
     return "kafka"
 

@@ -15,8 +15,8 @@ class MissingTool(Exception):
     """A program or a package that the tests drive cannot be had on this machine; the text says why."""
 
 
-def skip_or_fail(why: MissingTool) -> NoReturn:
-    """Skip the test, or fail it where the environment says that nothing may be missing."""
-    if os.environ.get(REQUIRE) == "1":
-        pytest.fail(f"{REQUIRE} is set, and {why}")
+def skip_or_fail(why: MissingTool, require: str = REQUIRE) -> NoReturn:
+    """Skip the test, or fail it where the environment says, by this variable, that nothing may be missing."""
+    if os.environ.get(require) == "1":
+        pytest.fail(f"{require} is set, and {why}")
     pytest.skip(str(why))

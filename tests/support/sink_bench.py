@@ -57,6 +57,7 @@ class SinkBench:
     dead_letters: FakeDeadLetters = field(default_factory=FakeDeadLetters)
     crash_at: dict[Passed, int] = field(default_factory=dict)
     after_commit: Callable[[], None] = lambda: None
+    on_passed: Callable[[Passed], None] = lambda passed: None
     discovery_lags: bool = False
     noted: dict[Share, int] = field(default_factory=dict)
     _sources: Sources | None = None
@@ -123,6 +124,7 @@ class SinkBench:
         return offsets
 
     def _hook(self, passed: Passed) -> None:
+        self.on_passed(passed)
         left = self.crash_at.get(passed)
         if left is not None:
             self.crash_at[passed] = left - 1
