@@ -100,6 +100,10 @@ class LogTruncated(BrokerError):
     retryable = False
 
 
+class IngestFenced(K2Error):
+    """Another ingest of the same venue and shard has started: this one may write nothing any more."""
+
+
 class CatalogError(K2Error):
     """The Iceberg catalog, or the store of its files, cannot be reached, read or written; nothing was committed."""
 

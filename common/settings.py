@@ -166,6 +166,14 @@ class IngestSettings(Settings):
     linger_ms: float = Field(
         5.0, ge=0, le=1000, description="how long the producer gathers a batch; many small ones cost a broker dearly"
     )
+    transaction_ms: float = Field(
+        10.0, ge=1, le=1000, description="how far apart transactions end: what is sent is readable after so long"
+    )
+    shard: str = Field(
+        "",
+        pattern=r"^[a-z0-9_-]{0,40}$",
+        description="ingests of one venue that are to run side by side, with different symbols, have different ones",
+    )
     queue_messages_max: int = Field(
         100_000, ge=1000, le=10_000_000, description="unacknowledged messages before the socket waits"
     )

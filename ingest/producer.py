@@ -1,21 +1,23 @@
-"""Records to Kafka: Avro bytes, an idempotent producer, a bounded queue, delivery reports, dead letters.
+"""Records to Kafka: Avro bytes, transactions that fence a predecessor, a bounded queue, dead letters.
 
 This is ingest's one home of confluent-kafka.
 """
 
 from __future__ import annotations
 
+import asyncio
+import time
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Final
 
-from confluent_kafka import KafkaException, Producer
+from confluent_kafka import KafkaError, KafkaException, Producer
 
 from common.clock import Clock
 from common.codec import Encoder
 from common.datasets import DATASETS, Dataset, dead_letter_topic
-from common.errors import BrokerError
+from common.errors import BrokerError, IngestFenced, K2Error
 from common.log import TopicInfo
-from common.offsets import PartitionOffsets
+from common.offsets import KafkaPartition, PartitionOffsets
 from common.registry import SchemaRegistry
 from common.settings import IngestSettings, KafkaSettings
 from common.telemetry import CORRELATION_KEY, get_logger
@@ -24,18 +26,26 @@ Headers = list[tuple[str, bytes]]
 
 #: One message in so many is timed. A prime, so that no symbol of a round is always passed over.
 _TIMED_EVERY: Final = 17
+#: How long a call of a commit blocks its thread at most before it is looked at again.
+_COMMIT_CALL_S: Final = 0.5
+#: A predecessor's open transaction is ended first, and librdkafka gets a producer's id by a timer of 0.5 s.
+_FENCE_S_MAX: Final = 30.0
+_FENCE_CALL_S: Final = 5.0
+_TRANSACTION_MS_MAX: Final = 900_000
+_FENCED: Final = frozenset({KafkaError._FENCED, KafkaError.PRODUCER_FENCED, KafkaError.INVALID_PRODUCER_EPOCH})
 #: Longest reason in a dead letter's header.
 _REASON_CHARS_MAX: Final = 1_000
 
 
 class EventProducer:
-    """Produces one exchange's records. One thread at a time; nothing here blocks.
+    """Produces one exchange's records in transactions. One thread at a time; nothing here blocks but `fence`.
 
-    Guarantee: what `send` accepted is either acknowledged by all in-sync replicas, in the order it was sent per symbol
-    and once, or `error` is set: then the service has to end, because something is not in the log. The queue is
-    bounded: `send` says False when it is full and takes nothing.
+    Guarantee: what `send` accepted is either committed, in the order it was sent per symbol and once, or `error` is
+    set: then the service has to end, because something is not in the log. Once a successor with the same
+    `transactional_id` has called `fence`, nothing that was not committed before is ever in the log: the broker itself
+    refuses it. The queue is bounded: `send` says False when it is full and takes nothing.
 
-    `covered` are the ends of all the topics' partitions before anything was sent; see `covered_offsets`.
+    `fence`, then `covers`, then `send`; and `run` for as long as anything is to be committed.
     """
 
     def __init__(
@@ -45,38 +55,77 @@ class EventProducer:
         registry: SchemaRegistry,
         *,
         topics: Mapping[str, TopicInfo],
-        covered: PartitionOffsets,
+        transactional_id: str,
         clock: Clock,
         timed: Callable[[float], object],
     ) -> None:
         """`topics` maps each dataset's name to its topic. `timed` is told, of a sample of the messages, how many
-        seconds after the time given to `send` the broker had acknowledged them.
+        seconds after the time given to `send` they were committed.
         """
         self._clock = clock
         self._timed = timed
         self._servers = kafka.bootstrap_servers
         self._log = get_logger("ingest")
         self._topics = dict(topics)
-        names = {info.topic_id: info.topic for info in self._topics.values()}
-        self._partitions = {(names[partition.topic_id], partition.partition): partition for partition in covered}
-        self._next: dict[str, dict[int, int]] = {topic: {} for topic in names.values()}
-        for (topic, number), partition in self._partitions.items():
-            self._next[topic][number] = covered[partition]
+        self._names = {info.topic_id: info.topic for info in self._topics.values()}
+        self._partitions: dict[tuple[str, int], KafkaPartition] = {}
+        self._next: dict[str, dict[int, int]] = {topic: {} for topic in self._names.values()}
+        #: Partitions that the transaction has records in; and those where a commit's marker follows our last record.
+        self._touched: set[tuple[str, int]] = set()
+        self._marked: set[tuple[str, int]] = set()
+        self._transaction_s = settings.transaction_ms / 1000
+        self._give_up_s = settings.delivery_timeout_ms / 1000
+        self._queue_max = settings.queue_messages_max
+        #: What is sent while a transaction is committed, as produce takes it; it begins the next one.
+        self._held: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
+        self._committing = self._closing = False
+        self._since_us: list[int] = []
         self._encode = {
             name: Encoder(DATASETS[name], registry, topic=info.topic).encode for name, info in self._topics.items()
         }
         self._lanes = {name: (info.topic, self._counter(info.topic)) for name, info in self._topics.items()}
         try:
-            self._producer = Producer(self._config(kafka, settings))
+            self._producer = Producer(self._config(kafka, settings) | {"transactional.id": transactional_id})
         except KafkaException as error:
             raise BrokerError(
                 f"a producer for {self._servers} cannot be made: {error.args[0].str()}; check K2_KAFKA_*"
             ) from None
         self._produce = self._producer.produce
         self.produced = 0
-        self.acknowledged = 0
+        self.committed = 0
+        self.commits = 0
         self.dead_letters = 0
-        self.error: BrokerError | None = None
+        self.error: K2Error | None = None
+
+    def fence(self) -> None:
+        """From now on no other producer of this transactional id writes anything: its open transaction is aborted, and
+        the broker refuses whatever it still sends. Blocks. Raises BrokerError.
+        """
+        deadline_s = time.monotonic() + _FENCE_S_MAX
+        while True:
+            try:
+                self._producer.init_transactions(_FENCE_CALL_S)
+                self._producer.begin_transaction()
+                return
+            except KafkaException as error:
+                if not error.args[0].retriable() or time.monotonic() > deadline_s:
+                    raise self._broker_error("did not begin ingest's transactions", error.args[0]) from None
+
+    def covers(self, covered: PartitionOffsets) -> None:
+        """The ends of the topics' partitions before anything is sent; see `covered_offsets`."""
+        self._partitions = {(self._names[one.topic_id], one.partition): one for one in covered}
+        for (topic, number), partition in self._partitions.items():
+            self._next[topic][number] = covered[partition]
+
+    async def run(self) -> None:
+        """Commit what was sent, every few milliseconds, until cancelled. Raises BrokerError, and IngestFenced."""
+        try:
+            while True:
+                await asyncio.sleep(self._transaction_s)
+                await self._commit()
+        except K2Error as error:
+            self.error = self.error or error
+            raise
 
     def encode(self, dataset: Dataset, record: Mapping[str, Any]) -> bytes:
         """The record's bytes for `send`. Raises EncodeError."""
@@ -85,14 +134,28 @@ class EventProducer:
     def send(self, dataset: Dataset, symbol: str, payload: bytes, headers: Headers, since_us: int) -> bool:
         """Queue a message under its symbol's key; False when the queue is full. Raises BrokerError."""
         topic, on_delivery = self._lanes[dataset.name]
-        if self.produced % _TIMED_EVERY == 0:
-            on_delivery = self._timer(on_delivery, since_us)
-        try:
-            self._produce(topic, payload, symbol, on_delivery=on_delivery, headers=headers)
-        except BufferError:
+        if not self._queue((topic, payload, symbol), {"on_delivery": on_delivery, "headers": headers}):
             return False
-        except KafkaException as error:
-            raise self._broker_error(f"did not take a message for {topic}", error.args[0]) from None
+        if self.produced % _TIMED_EVERY == 0:
+            self._since_us.append(since_us)
+        return True
+
+    def send_to(self, topic: str, key: str, payload: bytes) -> bool:
+        """Queue a message that is of no dataset; False when the queue is full. Raises BrokerError."""
+        return self._queue((topic, payload, key), {"on_delivery": self._on_delivery})
+
+    def _queue(self, positional: tuple[Any, ...], named: dict[str, Any]) -> bool:
+        if self.produced - self.committed >= self._queue_max:
+            return False
+        if self._committing:
+            self._held.append((positional, named))
+        else:
+            try:
+                self._produce(*positional, **named)
+            except BufferError:
+                return False
+            except KafkaException as error:
+                raise self._broker_error(f"did not take a message for {positional[0]}", error.args[0]) from None
         self.produced += 1
         return True
 
@@ -105,26 +168,22 @@ class EventProducer:
             ("k2-reason", reason[:_REASON_CHARS_MAX].encode(errors="backslashreplace")),
             ("k2-topic", self._topics[dataset.name].topic.encode()),
         ]
-        try:
-            self._produce(topic, frame, on_delivery=self._counter(topic), headers=[*headers, *about])
-        except BufferError:
+        if not self._queue((topic, frame), {"on_delivery": self._on_delivery, "headers": [*headers, *about]}):
             return False
-        except KafkaException as error:
-            raise self._broker_error(f"did not take a dead letter for {topic}", error.args[0]) from None
-        self.produced += 1
         self.dead_letters += 1
         return True
 
     def poll(self) -> None:
         """Take in the delivery reports that have come. Raises BrokerError once a delivery has failed."""
-        self._producer.poll(0)
+        if not self._committing:  # else the thread that commits takes them in
+            self._producer.poll(0)
         if self.error is not None:
             raise self.error
 
     @property
     def queued(self) -> int:
-        """Messages that were sent and are not acknowledged, reports not yet taken in included."""
-        return len(self._producer)
+        """Messages that were sent and are not committed."""
+        return self.produced - self.committed
 
     def covered_offsets(self) -> PartitionOffsets:
         """Per partition the next offset behind the unbroken run of records that were covered at first or are ours.
@@ -136,33 +195,82 @@ class EventProducer:
         )
 
     def close(self) -> None:
-        """Give up whatever is still queued, so that ending the process never waits for a broker that is gone."""
+        """Give up whatever is not committed, so that ending the process never waits for a broker that is gone."""
+        self._closing = True
         self._producer.purge(in_queue=True, in_flight=True, blocking=False)
-        self._producer.poll(0)
+        if not self._committing:
+            self._producer.poll(0)
 
-    def _timer(self, on_delivery: Callable[[Any, Any], None], since_us: int) -> Callable[[Any, Any], None]:
-        def on_timed_delivery(error: Any, message: Any) -> None:
-            on_delivery(error, message)
-            if error is None:
-                self._timed((self._clock.now_us() - since_us) / 1e6)
+    async def _commit(self) -> None:
+        """Make what was sent readable. What is sent meanwhile is kept, and begins the next transaction."""
+        if self._committing or not self.queued:
+            return
+        count, since_us = self.produced, self._since_us
+        self._since_us, self._committing = [], True
+        try:
+            await asyncio.to_thread(self._commit_now)
+        finally:
+            self._committing = False
+        now_us = self._clock.now_us()
+        self.committed = count
+        self.commits += 1
+        for one_us in since_us:
+            self._timed((now_us - one_us) / 1e6)
+        held, self._held = self._held, []
+        try:
+            for positional, named in held:
+                self._produce(*positional, **named)
+        except KafkaException as error:
+            raise self._broker_error("did not take a message", error.args[0]) from None
 
-        return on_timed_delivery
+    def _commit_now(self) -> None:
+        """Blocks, in a thread of its own. Raises BrokerError, and IngestFenced."""
+        deadline_s = time.monotonic() + self._give_up_s
+        while not self._closing:
+            late = time.monotonic() > deadline_s
+            try:
+                if self._producer.flush(_COMMIT_CALL_S) and not late and self.error is None:
+                    continue
+                if self.error is not None:
+                    raise self.error
+                self._producer.commit_transaction(_COMMIT_CALL_S)
+                self._producer.begin_transaction()
+            except KafkaException as error:
+                if error.args[0].retriable() and not late:
+                    continue
+                raise self._broker_error("did not commit a transaction", error.args[0]) from None
+            self._marked |= self._touched
+            self._touched.clear()
+            return
 
     def _counter(self, topic: str) -> Callable[[Any, Any], None]:
-        """The delivery report of one topic. Reports of a partition come in the order of its offsets."""
+        """The delivery report of one topic. Reports of a partition come in the order of its offsets.
+
+        Behind a commit its marker takes one offset of each partition. That it is the marker's and no other writer's
+        record is sure when our next record follows at once: the marker lies between them.
+        """
         next_offsets = self._next.get(topic, {})
+        touched, marked = self._touched, self._marked
 
         def on_delivery(error: Any, message: Any) -> None:
             if error is not None:
                 self.error = self.error or self._broker_error(f"did not take a message for {topic}", error)
                 return
-            self.acknowledged += 1
             partition = message.partition()
             offset = message.offset()
-            if next_offsets.get(partition) == offset:
+            place = (topic, partition)
+            expected = next_offsets.get(partition)
+            if expected is not None and (offset == expected or (offset == expected + 1 and place in marked)):
                 next_offsets[partition] = offset + 1
+            touched.add(place)
+            marked.discard(place)
 
         return on_delivery
+
+    def _on_delivery(self, error: Any, message: Any) -> None:
+        """The delivery report of a message whose position is nothing to us."""
+        if error is not None:
+            self.error = self.error or self._broker_error("did not take a message", error)
 
     def _on_error(self, error: Any) -> None:
         if error.fatal():
@@ -170,7 +278,12 @@ class EventProducer:
         else:
             self._log.warning("the broker has trouble", servers=self._servers, reason=error.str())
 
-    def _broker_error(self, what: str, error: Any) -> BrokerError:
+    def _broker_error(self, what: str, error: Any) -> K2Error:
+        if error.code() in _FENCED or "fenced" in error.str():
+            return IngestFenced(
+                f"another ingest took over at the broker {self._servers}, and this one ends; "
+                "what it had not committed counts as not taken: nothing is lost or doubled by that"
+            )
         return BrokerError(
             f"the broker {self._servers} {what} ({error.str()}); check the broker and start again: "
             "what was not acknowledged counts as not taken"
@@ -183,7 +296,9 @@ class EventProducer:
             "acks": "all",
             "linger.ms": settings.linger_ms,
             "queue.buffering.max.messages": settings.queue_messages_max,
-            "delivery.timeout.ms": settings.delivery_timeout_ms,
+            # A broker takes transactions of 15 minutes at most, and librdkafka no message that may outlive its own.
+            "delivery.timeout.ms": min(settings.delivery_timeout_ms, _TRANSACTION_MS_MAX),
+            "transaction.timeout.ms": min(max(settings.delivery_timeout_ms, 60_000), _TRANSACTION_MS_MAX),
             # The Java clients' partitioner, so that a key lands on the same partition whoever produces it.
             "partitioner": "murmur2_random",
             "error_cb": self._on_error,

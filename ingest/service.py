@@ -228,7 +228,7 @@ class IngestService:
             ignored=self._ignored,
             dead_letters=producer.dead_letters if producer else 0,
             produced=producer.produced if producer else 0,
-            acknowledged=producer.acknowledged if producer else 0,
+            acknowledged=producer.committed if producer else 0,
             queued=producer.queued if producer else 0,
             connected=self._feed.connected,
             connections=self._feed.connections,
@@ -279,20 +279,28 @@ class IngestService:
         """Topics, ledger, producer. Blocking."""
         registry = open_registry(self._kafka.schema_registry_url)
         topics = self._topics()
-        checkpoint = self._caught_up(registry, topics.values())
-        self._ledger = checkpoint.ledger
-        if self._seed is not None:
-            self._ledger.merge(self._seed)
-        self._watch = GapWatch(self._ledger, checkpoint.gaps, self._clock)
-        self._producer = EventProducer(
+        producer = EventProducer(
             self._kafka,
             self._settings,
             registry,
             topics=topics,
-            covered=checkpoint.covered,
+            transactional_id="-".join(filter(None, ("k2-ingest", self._session.exchange, self._settings.shard))),
             clock=self._clock,
             timed=self._acknowledged_s.observe,
         )
+        try:
+            # First the fence, then the log's end: behind it there is nothing that a predecessor may still write.
+            producer.fence()
+            checkpoint = self._caught_up(registry, topics.values())
+        except BaseException:
+            producer.close()
+            raise
+        producer.covers(checkpoint.covered)
+        self._ledger = checkpoint.ledger
+        if self._seed is not None:
+            self._ledger.merge(self._seed)
+        self._watch = GapWatch(self._ledger, checkpoint.gaps, self._clock)
+        self._producer = producer
 
     def _topics(self) -> dict[str, TopicInfo]:
         """The topic of each dataset, created when missing."""
@@ -329,6 +337,7 @@ class IngestService:
         assert self._producer is not None
         pump: asyncio.Task[None] | None = None
         watchers: list[asyncio.Task[None]] = []
+        commits = asyncio.create_task(self._producer.run())
         try:
             self._reference = self._reference_data()
             if self._reference is not None:
@@ -342,7 +351,7 @@ class IngestService:
             watchers += [asyncio.create_task(run) for run in (self._memory.run(), self._watch_venue())]
             ready()
             try:
-                done, _pending = await asyncio.wait({feed, pump}, return_when=asyncio.FIRST_COMPLETED)
+                done, _pending = await asyncio.wait({feed, pump, commits}, return_when=asyncio.FIRST_COMPLETED)
                 for task in done:
                     task.result()
             finally:
@@ -365,6 +374,8 @@ class IngestService:
             await asyncio.gather(*watchers, return_exceptions=True)
             if self._reference is not None:
                 await self._reference.rest.close()
+            commits.cancel()
+            await asyncio.gather(commits, return_exceptions=True)
             self._producer.close()
 
     async def _pump(self) -> None:
@@ -664,7 +675,7 @@ class _StatsCollector(Collector):
             ("ignored_events", "Well-formed frames of no use.", stats.ignored),
             ("dead_letters", "Frames sent to the dead letters.", stats.dead_letters),
             ("produced_messages", "Messages handed to the producer.", stats.produced),
-            ("acknowledged_messages", "Messages that all in-sync replicas have.", stats.acknowledged),
+            ("acknowledged_messages", "Messages committed: all in-sync replicas have them.", stats.acknowledged),
             ("echoes_dropped", "Frames that another connection had brought, byte for byte.", stats.echoes_dropped),
             ("reconnects", "Connections made again after one was lost.", stats.reconnects),
             ("rotations", "Connections replaced before they ended.", stats.rotations),
