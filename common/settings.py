@@ -169,6 +169,10 @@ class IngestSettings(Settings):
     transaction_ms: float = Field(
         10.0, ge=1, le=1000, description="how far apart transactions end: what is sent is readable after so long"
     )
+    heartbeat_s: float = Field(1.0, gt=0, le=60, description="how often the ingest that writes says that it lives")
+    standby_after_s: float = Field(
+        4.0, gt=0, le=600, description="a standby takes over when it has heard nothing for so long"
+    )
     shard: str = Field(
         "",
         pattern=r"^[a-z0-9_-]{0,40}$",

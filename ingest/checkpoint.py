@@ -81,7 +81,9 @@ class StateDirectory:
         self._lock: IO[str] | None = None
 
     def open(self) -> Self:
-        """Make and lock the folder. Raises SettingsError when it cannot be written or another ingest has it."""
+        """Make and lock the folder, unless it is. Raises SettingsError when it cannot be written or another has it."""
+        if self._lock is not None:
+            return self
         try:
             self._path.mkdir(parents=True, exist_ok=True)
             lock = (self._path / _LOCK_FILE).open("a+", encoding="utf-8")

@@ -6,6 +6,7 @@ This is ingest's one home of confluent-kafka.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Final
@@ -32,6 +33,9 @@ _COMMIT_CALL_S: Final = 0.5
 _FENCE_S_MAX: Final = 30.0
 _FENCE_CALL_S: Final = 5.0
 _TRANSACTION_MS_MAX: Final = 900_000
+#: As what a fatal error of a producer comes out of the next call; SystemError where that took in a delivery report.
+_FATAL: Final = (KafkaException, SystemError)
+_PURGED: Final = frozenset({KafkaError._PURGE_QUEUE, KafkaError._PURGE_INFLIGHT})
 _FENCED: Final = frozenset({KafkaError._FENCED, KafkaError.PRODUCER_FENCED, KafkaError.INVALID_PRODUCER_EPOCH})
 #: Longest reason in a dead letter's header.
 _REASON_CHARS_MAX: Final = 1_000
@@ -155,6 +159,8 @@ class EventProducer:
             except BufferError:
                 return False
             except KafkaException as error:
+                if error.args[0].code() == KafkaError._FATAL:
+                    self.poll()  # raises what it was
                 raise self._broker_error(f"did not take a message for {positional[0]}", error.args[0]) from None
         self.produced += 1
         return True
@@ -176,7 +182,10 @@ class EventProducer:
     def poll(self) -> None:
         """Take in the delivery reports that have come. Raises BrokerError once a delivery has failed."""
         if not self._committing:  # else the thread that commits takes them in
-            self._producer.poll(0)
+            try:
+                self._producer.poll(0)
+            except _FATAL as error:
+                self.error = self.error or self._broker_error("ended the producer", _kafka_error(error))
         if self.error is not None:
             raise self.error
 
@@ -197,9 +206,10 @@ class EventProducer:
     def close(self) -> None:
         """Give up whatever is not committed, so that ending the process never waits for a broker that is gone."""
         self._closing = True
-        self._producer.purge(in_queue=True, in_flight=True, blocking=False)
-        if not self._committing:
-            self._producer.poll(0)
+        with contextlib.suppress(*_FATAL):  # what was fatal before is so still, and nothing more is asked of it
+            self._producer.purge(in_queue=True, in_flight=True, blocking=False)
+            if not self._committing:
+                self._producer.poll(0)
 
     async def _commit(self) -> None:
         """Make what was sent readable. What is sent meanwhile is kept, and begins the next transaction."""
@@ -235,10 +245,11 @@ class EventProducer:
                     raise self.error
                 self._producer.commit_transaction(_COMMIT_CALL_S)
                 self._producer.begin_transaction()
-            except KafkaException as error:
-                if error.args[0].retriable() and not late:
+            except _FATAL as error:
+                why = _kafka_error(error)
+                if why.retriable() and not late:
                     continue
-                raise self._broker_error("did not commit a transaction", error.args[0]) from None
+                raise self._broker_error("did not commit a transaction", why) from None
             self._marked |= self._touched
             self._touched.clear()
             return
@@ -254,7 +265,7 @@ class EventProducer:
 
         def on_delivery(error: Any, message: Any) -> None:
             if error is not None:
-                self.error = self.error or self._broker_error(f"did not take a message for {topic}", error)
+                self._failed(f"did not take a message for {topic}", error)
                 return
             partition = message.partition()
             offset = message.offset()
@@ -270,7 +281,12 @@ class EventProducer:
     def _on_delivery(self, error: Any, message: Any) -> None:
         """The delivery report of a message whose position is nothing to us."""
         if error is not None:
-            self.error = self.error or self._broker_error("did not take a message", error)
+            self._failed("did not take a message", error)
+
+    def _failed(self, what: str, error: Any) -> None:
+        """A message is not in the log. One that was purged fell to something else, which the commit then says."""
+        if error.code() not in _PURGED:
+            self.error = self.error or self._broker_error(what, error)
 
     def _on_error(self, error: Any) -> None:
         if error.fatal():
@@ -303,6 +319,14 @@ class EventProducer:
             "partitioner": "murmur2_random",
             "error_cb": self._on_error,
         }
+
+
+def _kafka_error(error: BaseException) -> Any:
+    """The KafkaError in an exception of the client library. Raises what is none."""
+    cause = error if isinstance(error, KafkaException) else error.__cause__
+    if not isinstance(cause, KafkaException):
+        raise error
+    return cause.args[0]
 
 
 def correlation_headers(correlation_id: str) -> Headers:

@@ -8,6 +8,7 @@ it leaves no identity that is taken and not sent.
 from __future__ import annotations
 
 import asyncio
+import re
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -32,6 +33,7 @@ from ingest.echoes import Echoes
 from ingest.feed import Feed
 from ingest.gap_watch import GapWatch
 from ingest.gaps import GapBook, GapLimits
+from ingest.heartbeats import HeartbeatListener, heartbeat, heartbeat_topic
 from ingest.ledger import Ledger, Take
 from ingest.loop_thread import LoopThread, Ready
 from ingest.normaliser import Normaliser, Record
@@ -148,6 +150,8 @@ class IngestService:
         self._thread = LoopThread("k2-ingest", self._main)
         self._turn = asyncio.Lock()
         self._stop_by_s: float | None = None
+        self._heartbeat_topic = heartbeat_topic(asset_class=self._session.asset_class, exchange=self._session.exchange)
+        self._followed: Checkpoint | None = None
         self._ledger = Ledger()
         self._limits = GapLimits(settings.gap_grace_s, settings.gap_alert_ids_min, settings.gap_alert_ids_max)
         self._watch = GapWatch(self._ledger, GapBook(self._limits), self._clock)
@@ -181,14 +185,35 @@ class IngestService:
         Raises SettingsError (a second ingest on the state directory, a broken checkpoint), BrokerError, FeedClosed.
         """
         try:
-            if self._state is not None:
-                self._state.open()
+            self.open_state()
             self._prepare()
             self._thread.start()
         except BaseException:
             if self._state is not None:
                 self._state.close()
             raise
+
+    def open_state(self) -> None:
+        """Lock the state directory; nothing when it is. Raises SettingsError when another ingest has it."""
+        if self._state is not None:
+            self._state.open()
+
+    def follow(self) -> None:
+        """Take in the log so far and write nothing, so that `start` has little left to read. Blocks; may be repeated.
+
+        Raises SettingsError, BrokerError.
+        """
+        self._followed = self._caught_up(open_registry(self._kafka.schema_registry_url), self._topics().values())
+
+    def listener(self) -> HeartbeatListener:
+        """What hears the ingest that writes what this one would. Blocks. Raises BrokerError."""
+        log = KafkaLog(self._kafka)
+        log.ensure_topics([self._heartbeat_topic])
+        topic = log.topics(f"^{re.escape(self._heartbeat_topic)}$")[self._heartbeat_topic]
+        settings = self._settings
+        return HeartbeatListener(
+            self._kafka, topic, settings.shard, silent_s_max=settings.standby_after_s, clock=self._clock
+        )
 
     def stop(self, timeout_s: float = 5.0) -> None:
         """Stop reading, wait for what is queued to be acknowledged, keep the checkpoint. Idempotent."""
@@ -307,7 +332,7 @@ class IngestService:
         session = self._session
         names = {d.name: d.topic(asset_class=session.asset_class, exchange=session.exchange) for d in DATASETS.values()}
         log = KafkaLog(self._kafka)
-        log.ensure_topics([*names.values(), *map(dead_letter_topic, names.values())])
+        log.ensure_topics([*names.values(), *map(dead_letter_topic, names.values()), self._heartbeat_topic])
         pattern = "^(" + "|".join(name.replace(".", r"\.") for name in names.values()) + ")$"
 
         def found() -> dict[str, TopicInfo]:
@@ -324,9 +349,10 @@ class IngestService:
 
     def _caught_up(self, registry: SchemaRegistry, topics: Iterable[TopicInfo]) -> Checkpoint:
         catch_up = CatchUp(self._kafka, registry, topics, self._limits, clock=self._clock)
-        checkpoint = catch_up.run(
-            KafkaLog(self._kafka), self._state.load(self._limits) if self._state is not None else None
-        )
+        known = self._followed
+        if known is None and self._state is not None:
+            known = self._state.load(self._limits)
+        checkpoint = catch_up.run(KafkaLog(self._kafka), known)
         self._log_messages_read = catch_up.messages_read
         self._log.info("caught up with the log", messages=catch_up.messages_read, broken=catch_up.messages_broken)
         return checkpoint
@@ -382,9 +408,14 @@ class IngestService:
         """Take in delivery reports also when no frames come, and keep checkpoints. Ends by BrokerError only."""
         assert self._producer is not None
         last_s = self._clock.monotonic_s()
+        beat_s = float("-inf")
         while True:
             await asyncio.sleep(_POLL_S)
             self._producer.poll()
+            if self._clock.monotonic_s() - beat_s >= self._settings.heartbeat_s:
+                beat_s = self._clock.monotonic_s()
+                shard = self._settings.shard
+                self._producer.send_to(self._heartbeat_topic, shard, heartbeat(shard, self._clock.now_us()))
             self._watch.look()
             self._tell_gaps()
             if self._backfill is not None:

@@ -11,6 +11,7 @@ from ingest.faults import FaultPlan
 from ingest.market import Market, market_symbols
 from ingest.service import IngestService
 from ingest.simulator import Simulator
+from ingest.standby import StandbyIngest
 from k2.console import DATA_DIR, kafka_or_embedded, prepared_lake, say, speed_of, start_logging, symbols_of
 from k2.replay import Replay, ReplayDone
 from k2.runner import run_until_stopped
@@ -24,10 +25,15 @@ def ingest() -> None:
 @ingest.command()
 @click.option("--symbols", default="BTCUSDT,ETHUSDT", show_default=True, help="Comma separated.")
 @click.option("--url", help="wss://... of the exchange or of `k2 simulate`.  [K2_INGEST_BINANCE_URL]")
+@click.option("--standby", is_flag=True, help="Wait, and take over when the ingest that writes dies or stalls.")
 @DATA_DIR
 @click.pass_obj
-def binance(debug: bool, symbols: str, url: str | None, data_dir: Path | None) -> None:
-    """Trades and best quotes of Binance Spot, each once, until stopped."""
+def binance(debug: bool, symbols: str, url: str | None, standby: bool, data_dir: Path | None) -> None:
+    """Trades and best quotes of Binance Spot, each once, until stopped.
+
+    One ingest of a venue writes at a time: one that starts ends the other. A --standby on the same machine needs a
+    --data-dir of its own.
+    """
     registry = start_logging("ingest", debug)
     state_dir = prepared_lake(data_dir).data_dir / "ingest"
     with kafka_or_embedded() as kafka:
@@ -39,7 +45,11 @@ def binance(debug: bool, symbols: str, url: str | None, data_dir: Path | None) -
             state_dir=state_dir,
             registry=registry,
         )
-        run_until_stopped(service, lambda: say(f"ingesting {symbols} into {kafka.bootstrap_servers}"))
+        what = f"{symbols} into {kafka.bootstrap_servers}"
+        if standby:
+            run_until_stopped(StandbyIngest(service), lambda: say(f"on standby for {what}"))
+        else:
+            run_until_stopped(service, lambda: say(f"ingesting {what}"))
 
 
 @ingest.command()
