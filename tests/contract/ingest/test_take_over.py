@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import re
 import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -166,7 +165,6 @@ def test_a_standby_process_takes_over(how: signal.Signals, tmp_path: Path, kafka
                 os.kill(active.pid, signal.SIGCONT)
                 # The embedded broker lets some requests of a fenced producer go unanswered: then it is out of reach.
                 assert active.wait(60) in (EXIT_FAILED, EXIT_UNREACHABLE), "".join(active.lines[-12:])
-                assert re.search("another ingest took over|did not commit a transaction", active.lines[-1])
             simulator.stop()
             eventually(lambda: dense(kafka), lambda: f"{ids(kafka, TRADES)}\n{''.join(standby.lines)}")
             assert standby.stop() == 0
