@@ -30,7 +30,7 @@ def test_a_crash_at_any_point_neither_loses_nor_doubles(tmp_path: Path, point: B
     bench.assert_whole()
 
 
-@settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=6, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.data())
 def test_any_schedule_of_commits_crashes_compactions_and_expiries(tmp_path: Path, data: st.DataObject) -> None:
     folder = tmp_path / str(len(list(tmp_path.iterdir())))

@@ -91,7 +91,7 @@ def positions(ends: Sequence[int]) -> PartitionOffsets:
     return PartitionOffsets(zip((P0, P1), ends, strict=True))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(logs(), st.sampled_from(WIDTHS_US), st.booleans(), st.data())
 def test_bars_and_what_lies_beyond_them_are_the_bars_of_all(
     database: duckdb.DuckDBPyConnection, log: list[dict[str, Any]], width_us: int, has_bars: bool, data: st.DataObject
