@@ -34,6 +34,7 @@ from sink.table import IcebergTable
 from tests.soak.asking import Answers, Asker
 from tests.soak.parts import Parts, broker, kind_here
 from tests.soak.sampling import Sample, Sampler
+from tests.soak.sweeping import Sweeper
 
 #: What is killed, by turns.
 VICTIMS = ("ingest", "sink-1", "serve", "maintain")
@@ -57,6 +58,7 @@ class Outcome:
     answers: Answers
     samples: Sequence[Sample]
     kills: dict[str, int]
+    orphans_deleted: int
     seconds: float
     faults: list[str]
 
@@ -90,7 +92,13 @@ def main() -> None:
     }
     given.output.parent.mkdir(parents=True, exist_ok=True)
     run = {"rate": rate, "broker": kind, **{name: getattr(given, name) for name in ("minutes", "symbols", "sinks")}}
-    result = {"machine": machine, "run": run, **_as_json(outcome), "said": parts.last_lines()}
+    result = {
+        "machine": machine,
+        "run": run,
+        **_as_json(outcome),
+        "starts_failed": parts.starts_failed,
+        "said": parts.last_lines(),
+    }
     given.output.write_text(json.dumps(result, indent=1) + "\n")
     sys.exit(1 if outcome.faults else 0)
 
@@ -118,8 +126,10 @@ def _run(parts: Parts, seconds: float, kill_every_s: float) -> Outcome:
     sampler = Sampler(parts.lake, lambda: parts.pids, interval_s=max(2.0, seconds / 120))
     kills = dict.fromkeys(VICTIMS, 0)
     faults: list[str] = []
-    asker.start()
-    sampler.start()
+    sweeper = Sweeper(parts.lake.data_dir)
+    for thread in (asker, sampler, sweeper):
+        thread.daemon = True  # a run that fails ends all the same
+        thread.start()
     begin_s = time.monotonic()
     try:
         for turn in range(1, 10**6):
@@ -143,11 +153,12 @@ def _run(parts: Parts, seconds: float, kill_every_s: float) -> Outcome:
     faults += [f"{name} ended with {code}" for name in ("ingest", "simulate") if (code := parts.stop(name))]
     faults += _drained(parts)
     samples, answers = sampler.end(), asker.end()
+    sweeper.end()
+    faults += sweeper.faults
     with clients.connect(parts.uri) as connection:
         counts = connection.arrow(_COUNTS).to_pylist()
-    remaining = ("maintain", *parts.sinks, "serve")
-    codes = {name: parts.stop(name) for name in remaining}
-    faults += [f"{name} ended with {code}" for name, code in codes.items() if code and name != "maintain"]
+    codes = {name: parts.stop(name) for name in ("maintain", *parts.sinks, "serve")}
+    faults += [f"{name} ended with {code}" for name, code in codes.items() if code]
     verified = _verified(parts)
     faults += answers.faults
     faults += [
@@ -157,7 +168,7 @@ def _run(parts: Parts, seconds: float, kill_every_s: float) -> Outcome:
     if missing:
         faults.append(f"{missing:,} trades that the exchange sent are missing")
     faults += [f"{one['table']}: {finding}" for one in verified for finding in one["findings"]]
-    return Outcome(counts, verified, answers, samples, kills, took_s, faults)
+    return Outcome(counts, verified, answers, samples, kills, sweeper.deleted, took_s, faults)
 
 
 def _drained(parts: Parts) -> list[str]:
@@ -190,6 +201,7 @@ def _as_json(outcome: Outcome) -> dict[str, Any]:
         "at_us": SystemClock().now_us(),
         "seconds": round(outcome.seconds, 1),
         "kills": outcome.kills,
+        "orphans_deleted": outcome.orphans_deleted,
         "trades": sum(row["trades"] for row in outcome.counts),
         "queries": {
             "quarters": [asdict(quarter) for quarter in outcome.answers.quarters(outcome.seconds)],
@@ -222,6 +234,7 @@ def _show(outcome: Outcome) -> None:
     trades = sum(row["trades"] for row in outcome.counts)
     console.print(
         f"{trades:,} trades of {len(outcome.counts)} symbols; killed: {outcome.kills}; "
+        f"{outcome.orphans_deleted:,} orphans deleted; "
         f"{outcome.answers.refused} queries met no server, {len(outcome.answers.empty)} found no trade at first"
     )
     for fault in outcome.faults:

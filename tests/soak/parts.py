@@ -7,6 +7,7 @@ import socket
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+from common.errors import K2Error
 from common.settings import KafkaSettings, LakeSettings
 from k2.broker import EmbeddedBroker
 from tests.integration.kafka_server import KafkaServer
@@ -19,10 +20,11 @@ _READY = {
     "simulate": r"simulating .* at (ws\S+)",
     "ingest": r"ingesting ",
     "sink": r" -> ",
-    "maintain": r"maintain",
+    "maintain": r"keeping the tables of ",
     "serve": r"Flight SQL at ",
 }
 _START_S_MAX = 120.0
+_STARTS_MAX = 5
 
 
 @contextlib.contextmanager
@@ -63,6 +65,12 @@ class Parts:
             "K2_LAKE_DATA_DIR": str(self.lake.data_dir),
             "K2_TELEMETRY_LOG_LEVEL": "warning",
             "K2_TELEMETRY_LOG_FORMAT": "json",
+            # Far more often than anybody would want, so that the jobs meet commits, queries and kills.
+            "K2_MAINTENANCE_COMPACT_INTERVAL_S": "3",
+            "K2_MAINTENANCE_EXPIRE_INTERVAL_S": "5",
+            "K2_MAINTENANCE_MANIFESTS_INTERVAL_S": "15",
+            "K2_MAINTENANCE_RETENTION_INTERVAL_S": "30",
+            "K2_MAINTENANCE_ORPHANS_INTERVAL_S": "30",
         }
         if sinks > 1:
             self._env["K2_SINK_GROUP"] = "soak"
@@ -71,6 +79,8 @@ class Parts:
         self._commands: dict[str, tuple[str, ...]] = {}
         self._running: dict[str, Process] = {}
         self.said: dict[str, list[str]] = {}
+        #: How often a part gave up while it was starting.
+        self.starts_failed: dict[str, int] = {}
 
     @property
     def pids(self) -> Mapping[str, int]:
@@ -89,7 +99,7 @@ class Parts:
             self._commands[name] = ("sink",)
         self._commands["ingest"] = ("ingest", "binance", "--symbols", names, "--url", url)
         if maintain:
-            self._commands["maintain"] = (str(self.lake.data_dir),)
+            self._commands["maintain"] = ("maintain",)
         if serve:
             self._commands["serve"] = ("serve", "--port", self.uri.rpartition(":")[2])
         for name in self._commands:
@@ -97,9 +107,19 @@ class Parts:
                 self.start(name)
 
     def start(self, name: str) -> None:
-        module = "tests.soak.upkeep" if name == "maintain" else "k2.cli"
-        process = self._running[name] = Process(*self._commands[name], env=self._env, module=module)
-        process.wait_for(_READY[name.partition("-")[0]], _START_S_MAX)
+        """Start it and wait until it is up; one that gives up before that is started again, as a supervisor would.
+
+        Raises K2Error when it did not come up after some attempts.
+        """
+        for _attempt in range(_STARTS_MAX):
+            process = self._running[name] = Process(*self._commands[name], env=self._env)
+            try:
+                process.wait_for(_READY[name.partition("-")[0]], _START_S_MAX)
+                return
+            except AssertionError:
+                self.kill(name)
+                self.starts_failed[name] = self.starts_failed.get(name, 0) + 1
+        raise K2Error(f"{name} did not come up: {''.join(process.lines[-3:]).strip()}")
 
     def kill(self, name: str) -> None:
         """SIGKILL."""

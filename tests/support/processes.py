@@ -13,14 +13,14 @@ from contextlib import contextmanager
 
 
 class Process:
-    """`k2 ...`, or another module, as a child; everything it says on stderr is kept."""
+    """`k2 ...` as a child; everything it says on stderr is kept."""
 
-    def __init__(self, *arguments: str, env: Mapping[str, str], module: str = "k2.cli") -> None:
+    def __init__(self, *arguments: str, env: Mapping[str, str]) -> None:
         self.arguments = arguments
         self.lines: list[str] = []
         self._said = threading.Condition()
         self._child = subprocess.Popen(
-            [sys.executable, "-m", module, *arguments],
+            [sys.executable, "-m", "k2.cli", *arguments],
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
             text=True,
