@@ -23,6 +23,7 @@ from pyiceberg.io.pyarrow import PyArrowFileIO
 
 from common.errors import CatalogError, K2Error, SettingsError
 from common.iceberg import reason
+from sink.recovery.relocation import spelled
 
 #: Read and written at a time: a request to an object store, and little beside what a row group takes.
 _CHUNK_BYTES = 4 * 1024 * 1024
@@ -47,6 +48,7 @@ class Folder:
 
     def __init__(self, location: str, properties: Mapping[str, str], io: PyArrowFileIO | None = None) -> None:
         """`io` is another folder's, whose connections are used again. Raises SettingsError for an unknown store."""
+        location = spelled(location)
         if _SCHEME.match(location) is None:
             location = f"file://{Path(location).absolute()}"
         if not location.startswith(_SCHEMES):

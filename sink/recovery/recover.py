@@ -23,7 +23,7 @@ from common.settings import LakeSettings
 from sink.maintenance.jobs import UNWATCHED, Progress, Report, counted
 from sink.recovery.backup import listed
 from sink.recovery.folders import FileGone, Folder
-from sink.recovery.relocation import metadata_tree
+from sink.recovery.relocation import metadata_tree, spelled
 from sink.recovery.table_files import current_snapshot, files_of
 from sink.recovery.versions import Version, candidates, file_name
 
@@ -132,7 +132,7 @@ def _read(path: str, location: str, table: _Found, warehouse: Folder) -> None:
     except (ValueError, OSError, EOFError) as error:
         table.left_out.append(f"{path} is torn ({error})")
         return
-    if tree["location"].rstrip("/") != location:
+    if spelled(tree["location"]).rstrip("/") != location:
         table.left_out.append(f"{path} is of a table at {tree['location']}: a copy, whose files lie elsewhere")
         return
     # Of all the snapshots of a hundred versions nothing is needed but what is current.
@@ -212,8 +212,8 @@ def _lacking(version: Version, warehouse: Folder, present: set[str]) -> str | No
         return folder.read(name)
 
     def is_there(path: str) -> bool:
-        if path.startswith(base):
-            return path.removeprefix(base) in present
+        if spelled(path).startswith(base):
+            return spelled(path).removeprefix(base) in present
         folder, name = warehouse.of(path)
         return folder.exists(name)
 

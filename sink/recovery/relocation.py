@@ -15,6 +15,7 @@ import gzip
 import hashlib
 import io
 import json
+import re
 import zlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -66,7 +67,7 @@ class Move:
     @property
     def stays(self) -> bool:
         """True when nothing is to be moved."""
-        return self.old.rstrip("/") == self.new.rstrip("/")
+        return spelled(self.old).rstrip("/") == spelled(self.new).rstrip("/")
 
     def path(self, path: str) -> str:
         return f"{self.new.rstrip('/')}/{relative(self.old, path)}"
@@ -74,10 +75,15 @@ class Move:
 
 def relative(location: str, path: str) -> str:
     """The path below a table's location; of a file outside of it, a name that follows from its whole path."""
-    base = location.rstrip("/") + "/"
+    base, path = spelled(location).rstrip("/") + "/", spelled(path)
     if path.startswith(base):
         return path.removeprefix(base)
     return f"{OUTSIDE}{hashlib.sha256(path.encode()).hexdigest()[:16]}-{path.rpartition('/')[2]}"
+
+
+def spelled(path: str) -> str:
+    """The path as K2 spells it. Hadoop's libraries write file:/a for file:///a, and some tools write /a."""
+    return f"file://{path.removeprefix('file:')}" if re.match(r"(file:)?/(?!/)", path) else path
 
 
 # -- metadata.json
@@ -113,12 +119,13 @@ def moved_metadata(tree: Mapping[str, Any], move: Move, mark: Mapping[str, str])
 
 def _properties(properties: Mapping[str, str], move: Move) -> Iterator[tuple[str, str]]:
     """A place below the table moves with it; one elsewhere is left to the default, which is below the table."""
-    base = move.old.rstrip("/")
+    base = spelled(move.old).rstrip("/")
     for key, value in properties.items():
+        place = spelled(value).rstrip("/")
         if key not in _PLACES:
             yield key, value
-        elif value.rstrip("/") == base or value.startswith(f"{base}/"):
-            yield key, move.new.rstrip("/") + value.removeprefix(base)
+        elif place == base or place.startswith(f"{base}/"):
+            yield key, move.new.rstrip("/") + place.removeprefix(base)
 
 
 # -- Avro
@@ -221,10 +228,10 @@ def moved_manifest(content: bytes, move: Move, sizes: Mapping[str, int]) -> byte
 
 def _moved_bounds(data_file: Mapping[str, Any], move: Move) -> dict[str, Any]:
     """The bounds of the paths in a file of position deletes; none where one is cut off and cannot be moved."""
-    base = (move.old.rstrip("/") + "/").encode()
+    base = spelled(move.old).rstrip("/") + "/"
     bounds = {key: list(data_file.get(key) or []) for key in ("lower_bounds", "upper_bounds")}
     paths = [entry for entries in bounds.values() for entry in entries if entry["key"] == _DELETE_FILE_PATH_ID]
-    movable = all(entry["value"].startswith(base) for entry in paths)
+    movable = all(spelled(entry["value"].decode(errors="replace")).startswith(base) for entry in paths)
 
     def moved(entries: list[Any]) -> list[Any] | None:
         made = []

@@ -36,6 +36,7 @@ from sink.recovery.relocation import (
     moved_manifest_list,
     moved_metadata,
     moved_position_deletes,
+    spelled,
 )
 from sink.recovery.table_files import MANIFEST, MANIFEST_LIST, METADATA
 
@@ -279,9 +280,10 @@ _MOVED: Mapping[str, Callable[[bytes, Move, Mapping[str, int]], bytes]] = {
 
 def new_location(table: TableEntry, old_warehouse: str, warehouse: str) -> str:
     """Where a table of another warehouse lies in this one: at the same place below it."""
-    base = old_warehouse.rstrip("/") + "/"
-    if table.location.startswith(base):
-        return f"{warehouse}/{table.location.removeprefix(base)}".rstrip("/")
+    base = spelled(old_warehouse).rstrip("/") + "/"
+    location = spelled(table.location)
+    if location.startswith(base):
+        return f"{warehouse}/{location.removeprefix(base)}".rstrip("/")
     return f"{warehouse}/{table.name.replace('.', '/')}"
 
 
