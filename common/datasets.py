@@ -16,7 +16,8 @@ class Dataset:
 
     `id_column` is the venue's own identity of the record within (exchange, symbol), or K2's where there is none;
     `sort_columns` is the order of rows inside a data file; `day_column` is the time by whose day the table is
-    partitioned, None for a small table. `name` is unique over all namespaces.
+    partitioned, None for a small table. `name` is unique over all namespaces. One that is `optional` has a topic once a
+    venue's stream of it was asked for, and a table once it has a topic.
     """
 
     name: str
@@ -25,6 +26,7 @@ class Dataset:
     sort_columns: tuple[str, ...]
     day_column: str | None
     namespace: str = MARKET
+    optional: bool = False
 
     @property
     def table(self) -> str:
@@ -49,7 +51,22 @@ QUOTES = Dataset("quotes", "quote", "quote_id", ("symbol", "receive_time", "quot
 INSTRUMENTS = Dataset("instruments", "instrument", "message_id", ("symbol", "updated_time"), None)
 GAP_EVENTS = Dataset("gap_events", "gap", "message_id", ("symbol", "first_id", "updated_time"), None, OPS)
 
-DATASETS: dict[str, Dataset] = {dataset.name: dataset for dataset in (TRADES, QUOTES, INSTRUMENTS, GAP_EVENTS)}
+AGG_TRADES = Dataset(
+    "agg_trades", "agg_trade", "agg_trade_id", ("symbol", "event_time", "agg_trade_id"), "event_time", optional=True
+)
+BLOCK_TRADES = Dataset("block_trades", "block_trade", "trade_id", ("symbol", "event_time"), "event_time", optional=True)
+DEPTH = Dataset("depth", "depth", "update_id", ("symbol", "receive_time", "update_id"), "receive_time", optional=True)
+BOOK_SNAPSHOTS = Dataset(
+    "book_snapshots", "book_snapshot", "update_id", ("symbol", "receive_time"), "receive_time", optional=True
+)
+
+DATASETS: dict[str, Dataset] = {
+    dataset.name: dataset
+    for dataset in (TRADES, QUOTES, INSTRUMENTS, GAP_EVENTS, AGG_TRADES, BLOCK_TRADES, DEPTH, BOOK_SNAPSHOTS)
+}
+#: Those that are always there, and those that are there when they are used.
+CORE_DATASETS: tuple[Dataset, ...] = tuple(dataset for dataset in DATASETS.values() if not dataset.optional)
+OPTIONAL_DATASETS: tuple[Dataset, ...] = tuple(dataset for dataset in DATASETS.values() if dataset.optional)
 
 
 @dataclass(frozen=True, kw_only=True)

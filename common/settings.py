@@ -148,6 +148,7 @@ class IngestSettings(Settings):
     binance_rest_url: str | None = Field(
         None, description="as binance_url, https://; unset = the one that belongs to binance_url"
     )
+    coinbase_url: str = Field("wss://ws-feed.exchange.coinbase.com", description="as binance_url")
     rest_weight_per_minute_max: int = Field(
         4_800, ge=50, le=1_000_000, description="what K2 uses of the 6,000 that Binance allows an address"
     )

@@ -22,7 +22,7 @@ import pyarrow.compute as pc
 
 from common.clock import Clock
 from common.codec import Decoder
-from common.datasets import GAP_EVENTS, INSTRUMENTS, QUOTES, TRADES, Dataset, dataset_of_topic
+from common.datasets import BOOK_SNAPSHOTS, DEPTH, GAP_EVENTS, INSTRUMENTS, QUOTES, TRADES, Dataset, dataset_of_topic
 from common.errors import BrokerError, K2Error, SettingsError
 from common.log import ConsumerBatch, KafkaLog, KafkaLogReader, LogReader, TopicInfo
 from common.offsets import PartitionOffsets
@@ -163,6 +163,9 @@ def apply_batch(ledger: Ledger, gaps: GapBook, dataset: Dataset, rows: pa.Record
         _apply_gaps(gaps, rows)
         return
     exchanges, symbols = rows.column("exchange").to_pylist(), rows.column("symbol").to_pylist()
+    if dataset.optional:
+        _apply_further(ledger, dataset, rows, exchanges, symbols)
+        return
     ids = rows.column(dataset.id_column).to_pylist()
     takes: dict[str, Callable[[str, str, Any], Take]] = {
         TRADES.name: ledger.take,
@@ -176,6 +179,20 @@ def apply_batch(ledger: Ledger, gaps: GapBook, dataset: Dataset, rows: pa.Record
         backfilled = pc.indices_nonzero(pc.equal(rows.column("source"), "backfill")).to_pylist()
         for index in backfilled:
             gaps.backfilled((exchanges[index], symbols[index]), ids[index])
+
+
+def _apply_further(
+    ledger: Ledger, dataset: Dataset, rows: pa.RecordBatch, exchanges: list[str], symbols: list[str]
+) -> None:
+    """Rows of a further stream."""
+    lasts = rows.column(dataset.id_column).to_pylist()
+    if dataset is BOOK_SNAPSHOTS:
+        for exchange, symbol, an_id in zip(exchanges, symbols, lasts, strict=True):
+            ledger.take_above(dataset.name, exchange, symbol, an_id)
+        return
+    firsts = rows.column("first_update_id").to_pylist() if dataset is DEPTH else lasts
+    for exchange, symbol, first_id, last_id in zip(exchanges, symbols, firsts, lasts, strict=True):
+        ledger.ids(dataset.name, exchange, symbol).take_range(first_id, last_id)
 
 
 def _apply_gaps(gaps: GapBook, rows: pa.RecordBatch) -> None:

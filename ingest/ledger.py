@@ -122,7 +122,8 @@ class Ledger:
 
     Trades: the id ranges. Quotes: the highest id only, lower or equal is a duplicate: quote ids rise but are not
     dense, so there is no gap to see, and a quote older than one already in the log is stale and must not follow it.
-    Instruments: the last message_id, so that an unchanged instrument is written once.
+    Instruments: the last message_id, so that an unchanged instrument is written once. Further streams: ranges where ids
+    are dense, the highest id where they only rise.
     """
 
     def __init__(self) -> None:
@@ -130,6 +131,9 @@ class Ledger:
         self._quotes: dict[tuple[str, str], int] = {}
         self._instruments: dict[tuple[str, str], str] = {}
         self._disturbed: set[tuple[str, str]] = set()
+        #: Of the further streams, by dataset.
+        self._others: dict[str, dict[tuple[str, str], IdRanges]] = {}
+        self._highest: dict[str, dict[tuple[str, str], int]] = {}
 
     def take(self, exchange: str, symbol: str, trade_id: int) -> Take:
         """Take a trade."""
@@ -184,6 +188,25 @@ class Ledger:
             ids = self._trades[key] = IdRanges(out_of_turn=lambda: self._disturbed.add(key))
         return ids
 
+    def ids(self, dataset: str, exchange: str, symbol: str) -> IdRanges:
+        """The ids taken of a further stream whose ids are dense, live: taking there is taking here."""
+        by_symbol = self._others.setdefault(dataset, {})
+        ids = by_symbol.get((exchange, symbol))
+        if ids is None:
+            ids = by_symbol[exchange, symbol] = IdRanges()
+        return ids
+
+    def is_above(self, dataset: str, exchange: str, symbol: str, an_id: int) -> bool:
+        """Of a further stream whose ids only rise: does the id lie above the highest one taken?"""
+        return an_id > self._highest.get(dataset, {}).get((exchange, symbol), -1)
+
+    def take_above(self, dataset: str, exchange: str, symbol: str, an_id: int) -> Take:
+        """Take it if it does."""
+        if not self.is_above(dataset, exchange, symbol, an_id):
+            return Take.DUPLICATE
+        self._highest.setdefault(dataset, {})[exchange, symbol] = an_id
+        return Take.TAKEN
+
     def take_disturbed(self) -> set[tuple[str, str]]:
         """The symbols whose trades came out of turn since this was last asked: those with new gaps, or with fewer."""
         disturbed, self._disturbed = self._disturbed, set()
@@ -206,16 +229,31 @@ class Ledger:
         for (exchange, symbol), quote_id in other._quotes.items():
             self.take_quote(exchange, symbol, quote_id)
         self._instruments.update(other._instruments)
+        for dataset, others in other._others.items():
+            for (exchange, symbol), ids in others.items():
+                for one in ids:
+                    self.ids(dataset, exchange, symbol).take_range(*one)
+        for dataset, highest in other._highest.items():
+            for (exchange, symbol), an_id in highest.items():
+                self.take_above(dataset, exchange, symbol, an_id)
 
     def to_text(self) -> str:
         """Compact JSON; equal ledgers have equal texts."""
         trades = {key: [list(one) for one in ids] for key, ids in self._trades.items() if len(ids)}
+        others = {
+            dataset: _nested({key: [list(one) for one in ids] for key, ids in by_symbol.items() if len(ids)})
+            for dataset, by_symbol in self._others.items()
+        }
         tree = {
             "form": _FORM,
             "trades": _nested(trades),
             "quotes": _nested(self._quotes),
             "instruments": _nested(self._instruments),
         }
+        if any(others.values()):
+            tree["others"] = {dataset: ranges for dataset, ranges in others.items() if ranges}
+        if self._highest:
+            tree["highest"] = {dataset: _nested(by_symbol) for dataset, by_symbol in self._highest.items()}
         return json.dumps(tree, separators=(",", ":"), sort_keys=True)
 
     @classmethod
@@ -232,6 +270,13 @@ class Ledger:
                 ledger.take_quote(exchange, symbol, int(quote_id))
             for exchange, symbol, message_id in _flat(tree["instruments"]):
                 ledger.take_instrument(exchange, symbol, str(message_id))
+            for dataset, nested in tree.get("others", {}).items():
+                for exchange, symbol, ranges in _flat(nested):
+                    for first, last in ranges:
+                        ledger.ids(dataset, exchange, symbol).take_range(int(first), int(last))
+            for dataset, nested in tree.get("highest", {}).items():
+                for exchange, symbol, an_id in _flat(nested):
+                    ledger.take_above(dataset, exchange, symbol, int(an_id))
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise K2Error(f"the ledger cannot be read from {text[:100]!r}: {error!r}") from None
         return ledger

@@ -9,7 +9,7 @@ import hashlib
 import json
 from typing import Any, Final
 
-from ingest.venues.events import BookTickerEvent, InstrumentInfo, TradeEvent
+from ingest.venues.events import BookTickerEvent, FurtherEvent, InstrumentInfo, TradeEvent
 
 Record = dict[str, Any]
 
@@ -61,14 +61,14 @@ _LONGEST_FIRST: Final = sorted(QUOTE_CURRENCIES, key=len, reverse=True)
 
 
 def currencies(symbol: str) -> tuple[str | None, str]:
-    """(base, quote) of a symbol such as BTCUSDT: the quote is the longest known currency that the symbol ends with.
+    """(base, quote) of a symbol such as BTCUSDT or BTC-USD: the quote is the longest known currency that it ends with.
 
     When none fits, or nothing would be left for the base, the base is None and the quote UNKNOWN_CURRENCY: an honest
     blank rather than a guess.
     """
     for currency in _LONGEST_FIRST:
         if symbol.endswith(currency) and len(symbol) > len(currency):
-            return symbol.removesuffix(currency), currency
+            return symbol.removesuffix(currency).rstrip("-"), currency
     return None, UNKNOWN_CURRENCY
 
 
@@ -134,6 +134,25 @@ class Normaliser:
             "source_sequence": None,
             "vendor_data": self.vendor_data,
         }
+
+    def further(self, event: FurtherEvent) -> Record:
+        """A record of agg_trade.avsc, block_trade.avsc, depth.avsc or book_snapshot.avsc."""
+        values = event._asdict()
+        symbol = event.symbol
+        record: Record = {
+            "message_id": f"{self._exchange}:{symbol}:{event[1]}",
+            "exchange": self._exchange,
+            "asset_class": self._asset_class,
+            "currency": self._currency.get(symbol) or self._guess(symbol),
+            "source": "stream",
+            "vendor_data": self.vendor_data,
+        }
+        for name, value in values.items():
+            if name == "buyer_is_maker":
+                record["side"] = "SELL" if value else "BUY"
+            else:
+                record[name.removesuffix("_us")] = value
+        return record
 
     def instrument(self, symbol: str, updated_time_us: int) -> Record:
         """A record of instrument.avsc: what the venue said of the symbol, or as far as its name tells.

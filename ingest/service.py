@@ -20,7 +20,20 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 
 from common.clock import Clock, SystemClock
-from common.datasets import DATASETS, GAP_EVENTS, INSTRUMENTS, QUOTES, TRADES, Dataset, dead_letter_topic
+from common.datasets import (
+    AGG_TRADES,
+    BLOCK_TRADES,
+    BOOK_SNAPSHOTS,
+    CORE_DATASETS,
+    DATASETS,
+    DEPTH,
+    GAP_EVENTS,
+    INSTRUMENTS,
+    QUOTES,
+    TRADES,
+    Dataset,
+    dead_letter_topic,
+)
 from common.errors import BrokerError, EncodeError, FeedError, FeedProtocolError, K2Error, SettingsError
 from common.log import KafkaLog, TopicInfo
 from common.registry import SchemaRegistry, open_registry
@@ -43,7 +56,19 @@ from ingest.reference import ReferenceData
 from ingest.rest import RestClient
 from ingest.sampling import Sampler
 from ingest.skew import ClockSkew
-from ingest.venues.events import BookTickerEvent, Event, IgnoredEvent, ServerShutdown, TradeEvent
+from ingest.symbols import SymbolsFile
+from ingest.venues.events import (
+    AggTradeEvent,
+    BlockTradeEvent,
+    BookSnapshotEvent,
+    BookTickerEvent,
+    DepthEvent,
+    Event,
+    FurtherEvent,
+    IgnoredEvent,
+    ServerShutdown,
+    TradeEvent,
+)
 from ingest.venues.registry import BINANCE, Venue
 from ingest.venues.session import Session
 from ingest.watchers import ClockWatch, MemoryWatch
@@ -64,6 +89,15 @@ _ACKNOWLEDGED_S: Final = (
     *(0.001, 0.002, 0.003, 0.004, 0.005, 0.006, 0.008, 0.01, 0.012, 0.015, 0.02, 0.025, 0.03, 0.04, 0.05),
     *(0.065, 0.08, 0.1, 0.15, 0.2, 0.3, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0),
 )
+#: How often the file of symbols is looked at.
+_SYMBOLS_FILE_S: Final = 1.0
+#: Where the events of the further streams go.
+_FURTHER: Final[dict[type, Dataset]] = {
+    AggTradeEvent: AGG_TRADES,
+    BlockTradeEvent: BLOCK_TRADES,
+    DepthEvent: DEPTH,
+    BookSnapshotEvent: BOOK_SNAPSHOTS,
+}
 #: Events that leave no record. Their frames do something for each connection that brings them, so none is an echo.
 _NO_RECORD: Final = (ServerShutdown, IgnoredEvent)
 #: Trades of the past that are sent in one turn: some 2 ms, for which a frame of the socket may have to wait.
@@ -118,9 +152,11 @@ class IngestService:
         symbols: Iterable[str],
         *,
         venue: Venue = BINANCE,
+        streams: Iterable[str] | None = None,
         kafka: KafkaSettings,
         settings: IngestSettings,
         url: str | None = None,
+        symbols_file: Path | None = None,
         state_dir: Path | None = None,
         seed: Ledger | None = None,
         registry: CollectorRegistry | None = None,
@@ -128,10 +164,11 @@ class IngestService:
     ) -> None:
         """Raises SettingsError for symbols or a URL that cannot be."""
         self._venue = venue
-        self._session: Session = venue.session(symbols)
+        self._session: Session = venue.session(symbols, venue.streams if streams is None else streams)
         self._kafka = kafka
         self._settings = settings
         self._clock = clock or SystemClock()
+        self._symbols_file = None if symbols_file is None else SymbolsFile(symbols_file)
         self._state = StateDirectory(state_dir) if state_dir is not None else None
         self._seed = seed
         self._normaliser = Normaliser(exchange=self._session.exchange, asset_class=self._session.asset_class)
@@ -161,7 +198,7 @@ class IngestService:
         self._headers: Headers = []
         self._frames = self._ignored = self._log_messages_read = self._checkpoints = self._sends = 0
         self._taken = dict.fromkeys(DATASETS, 0)
-        self._duplicates = dict.fromkeys((TRADES.name, QUOTES.name, INSTRUMENTS.name), 0)
+        self._duplicates = dict.fromkeys((name for name in DATASETS if name != GAP_EVENTS.name), 0)
         metrics = registry or CollectorRegistry()
         metrics.register(_StatsCollector(self))
         self._acknowledged_s = Histogram(
@@ -328,9 +365,10 @@ class IngestService:
         self._producer = producer
 
     def _topics(self) -> dict[str, TopicInfo]:
-        """The topic of each dataset, created when missing."""
+        """The topic of each dataset that is used, created when missing."""
         session = self._session
-        names = {d.name: d.topic(asset_class=session.asset_class, exchange=session.exchange) for d in DATASETS.values()}
+        used = dict.fromkeys((*CORE_DATASETS, *session.datasets))
+        names = {d.name: d.topic(asset_class=session.asset_class, exchange=session.exchange) for d in used}
         log = KafkaLog(self._kafka)
         log.ensure_topics([*names.values(), *map(dead_letter_topic, names.values()), self._heartbeat_topic])
         pattern = "^(" + "|".join(name.replace(".", r"\.") for name in names.values()) + ")$"
@@ -375,6 +413,8 @@ class IngestService:
             pump = asyncio.create_task(self._pump())
             feed = asyncio.create_task(self._feed.run())
             watchers += [asyncio.create_task(run) for run in (self._memory.run(), self._watch_venue())]
+            if self._symbols_file is not None:
+                watchers.append(asyncio.create_task(self._watch_symbols(self._symbols_file)))
             ready()
             try:
                 done, _pending = await asyncio.wait({feed, pump, commits}, return_when=asyncio.FIRST_COMPLETED)
@@ -561,12 +601,34 @@ class IngestService:
                 return True
             sent = self._send(QUOTES, event.symbol, self._normaliser.quote(event), event.receive_time_us)
             return sent and self._ledger.take_quote(exchange, event.symbol, event.update_id) is Take.TAKEN
+        if isinstance(event, AggTradeEvent | BlockTradeEvent | DepthEvent | BookSnapshotEvent):
+            return self._take_further(event)
         self._ignored += 1
         if type(event) is ServerShutdown:
             self._log.warning("the venue announced that this connection ends; moving to a new one")
             self._feed.rotate(self._correlation_id)
         elif type(event) is IgnoredEvent and (count := self._sampler.take(event.what, self._clock.monotonic_s())):
             self._log.info("an event of no use", what=event.what, count=count)
+        return True
+
+    def _take_further(self, event: FurtherEvent) -> bool:
+        """As `_take`, of the streams that are taken when they are asked for."""
+        exchange, symbol, dataset = self._session.exchange, event.symbol, _FURTHER[type(event)]
+        ledger = self._ledger
+        if isinstance(event, BookSnapshotEvent):
+            known = not ledger.is_above(dataset.name, exchange, symbol, event.update_id)
+        else:
+            known = event[1] in ledger.ids(dataset.name, exchange, symbol)
+        if known:
+            self._duplicates[dataset.name] += 1
+            return True
+        if not self._send(dataset, symbol, self._normaliser.further(event), event.receive_time_us):
+            return False
+        if isinstance(event, BookSnapshotEvent):
+            ledger.take_above(dataset.name, exchange, symbol, event.update_id)
+        else:
+            first_id = event.first_update_id if isinstance(event, DepthEvent) else event[1]
+            ledger.ids(dataset.name, exchange, symbol).take_range(first_id, event[1])
         return True
 
     def _send(self, dataset: Dataset, symbol: str, record: Record, since_us: int) -> bool:
@@ -644,6 +706,32 @@ class IngestService:
         for info in infos.values():
             self._normaliser.learn(info)
         return True
+
+    async def change_symbols(self, symbols: Sequence[str]) -> None:
+        """Take these symbols from now on; what stays is not disturbed. On the loop.
+
+        Raises SettingsError and BrokerError.
+        """
+        session = self._session.with_symbols(symbols)
+        fresh = [symbol for symbol in session.symbols if symbol not in self._session.symbols]
+        gone = [symbol for symbol in self._session.symbols if symbol not in session.symbols]
+        await self._learn_instruments(fresh)
+        async with self._turn:
+            await self._announce_instruments(fresh)
+            self._session = session
+        self._feed.change(session, session.streams)
+        self._log.info("other symbols from now on", more=fresh, less=gone)
+
+    async def _watch_symbols(self, file: SymbolsFile) -> None:
+        """Follow the file of symbols until cancelled. What it says wrongly is told, and changes nothing."""
+        while True:
+            await asyncio.sleep(_SYMBOLS_FILE_S)
+            try:
+                symbols = await asyncio.to_thread(file.changed)
+                if symbols is not None:
+                    await self.change_symbols(symbols)
+            except SettingsError as error:
+                self._log.error("the symbols stay as they are", reason=error.message)
 
     async def _watch_venue(self) -> None:
         """The venue's clock, and now and then its instruments, until cancelled."""

@@ -16,7 +16,7 @@ from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from http import HTTPStatus
 from pathlib import Path
-from typing import Any, Final, Self
+from typing import Any, Final, Literal, Self
 from urllib.parse import parse_qs, urlsplit
 
 from websockets.asyncio.server import ServerConnection, serve
@@ -28,12 +28,13 @@ from websockets.protocol import State
 
 from common.clock import Clock, SystemClock
 from common.errors import FeedProtocolError, SettingsError
+from ingest import simulated_coinbase
 from ingest.capture import CaptureFrame, merge_captures, read_capture
 from ingest.faults import Fault, FaultKind, FaultPlan, Tamper
 from ingest.loop_thread import LoopThread, Ready
 from ingest.market import Market
 from ingest.normaliser import currencies
-from ingest.simulated_rest import SimulatedRest, TradeHistory
+from ingest.simulated_rest import RestAnswer, SimulatedRest, TradeHistory
 from ingest.venues.binance import SHUTDOWN_STREAM, STREAMS_MAX
 from ingest.venues.events import InstrumentInfo
 
@@ -119,6 +120,7 @@ class Simulator:
         trades_per_s: float = 100.0,
         host: str = "127.0.0.1",
         port: int = 0,
+        venue: Literal["binance", "coinbase"] = "binance",
         faults: FaultPlan | None = None,
         clock: Clock | None = None,
         sleep: Sleep = asyncio.sleep,
@@ -137,6 +139,9 @@ class Simulator:
         self._clients: dict[_Client, None] = {}
         self._someone = asyncio.Event()
         self._failed: asyncio.Future[None] | None = None
+        if venue == "coinbase" and market is None:
+            raise SettingsError("captures are of Binance; simulate coinbase from a random market, without files")
+        self._venue = venue
         self._plan = faults
         self._tamper = Tamper()
         self._inflicted: dict[str, int] = {}
@@ -319,6 +324,11 @@ class Simulator:
 
     async def _check_path(self, connection: ServerConnection, request: Request) -> Response | None:
         path = urlsplit(request.path).path
+        if self._venue == "coinbase":
+            if path in ("", "/"):
+                return None
+            assert self._market is not None
+            return _response(simulated_coinbase.rest_answer(request.path, self._market.instruments(), self._now_us()))
         if path.startswith("/api/"):
             return await self._rest_answer(request.path)
         if path != "/stream":
@@ -336,9 +346,7 @@ class Simulator:
         if self._rest is None:  # only now: a replay that nobody asks for its past is not read for it
             self._rest = await asyncio.to_thread(self._rest_of_captures)
         answer = self._rest.answer(target, now_us=self._now_us(), now_s=self._clock.monotonic_s())
-        headers = Headers({"Content-Type": "application/json", "Content-Length": str(len(answer.body))})
-        headers.update({"Connection": "close", **answer.headers})
-        return Response(answer.status, HTTPStatus(answer.status).phrase, headers, answer.body)
+        return _response(answer)
 
     def _rest_of_captures(self) -> SimulatedRest:
         """The REST interface of the symbols and trades that the captures hold."""
@@ -363,7 +371,8 @@ class Simulator:
         player = None if self._market is not None or self._resume else self._playing(self._play_captures(client))
         try:
             async for message in connection:
-                await connection.send(answer(message, client.streams))
+                said = simulated_coinbase.answer if self._venue == "coinbase" else answer
+                await connection.send(said(message, client.streams))
                 if client.streams:
                     client.subscribed.set()
         except ConnectionClosed:
@@ -408,8 +417,10 @@ class Simulator:
             frames: list[CaptureFrame] = []
             for _ in range(count):
                 trade, book = market.step(now_us)
-                frames += CaptureFrame(0, *trade), CaptureFrame(0, *book)
                 self._history.add(*market.last_trade, trade.frame)
+                if self._venue == "coinbase":
+                    trade, book = simulated_coinbase.frames_of(trade, book, now_us)
+                frames += CaptureFrame(0, *trade), CaptureFrame(0, *book)
             started_s += await self._deliver(frames, None)
             made += count
             if due <= count:
@@ -477,6 +488,12 @@ def answer(request: str | bytes, streams: dict[str, None]) -> str:
 def _streams_of(path: str) -> list[str]:
     """The stream names of a combined-stream URL."""
     return [name for text in parse_qs(urlsplit(path).query).get("streams", []) for name in text.split("/") if name]
+
+
+def _response(answer: RestAnswer) -> Response:
+    headers = Headers({"Content-Type": "application/json", "Content-Length": str(len(answer.body))})
+    headers.update({"Connection": "close", **answer.headers})
+    return Response(answer.status, HTTPStatus(answer.status).phrase, headers, answer.body)
 
 
 def _wire(frame: bytes) -> bytes:

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 import click
 
+from common.errors import SettingsError
 from common.settings import IngestSettings
 from ingest.faults import FaultPlan
 from ingest.market import Market, market_symbols
 from ingest.service import IngestService
 from ingest.simulator import Simulator
 from ingest.standby import StandbyIngest
-from k2.console import DATA_DIR, kafka_or_embedded, prepared_lake, say, speed_of, start_logging, symbols_of
+from ingest.symbols import read_symbols
+from ingest.venues.registry import BINANCE, COINBASE, VENUES, Venue
+from k2.console import DATA_DIR, FILE, kafka_or_embedded, prepared_lake, say, speed_of, start_logging, symbols_of
 from k2.replay import Replay, ReplayDone
 from k2.runner import run_until_stopped
 
@@ -22,34 +26,64 @@ def ingest() -> None:
     """Take a feed into Kafka."""
 
 
-@ingest.command()
-@click.option("--symbols", default="BTCUSDT,ETHUSDT", show_default=True, help="Comma separated.")
-@click.option("--url", help="wss://... of the exchange or of `k2 simulate`.  [K2_INGEST_BINANCE_URL]")
-@click.option("--standby", is_flag=True, help="Wait, and take over when the ingest that writes dies or stalls.")
-@DATA_DIR
-@click.pass_obj
-def binance(debug: bool, symbols: str, url: str | None, standby: bool, data_dir: Path | None) -> None:
-    """Trades and best quotes of Binance Spot, each once, until stopped.
+def _feed_command(venue: Venue) -> click.Command:
+    """`k2 ingest VENUE`."""
+    about = (
+        f"What {venue.title} sends of some symbols, each event once, until stopped.\n\nOne ingest of a venue writes at "
+        "a time: one that starts ends the other. A --standby on the same machine needs a --data-dir of its own."
+    )
 
-    One ingest of a venue writes at a time: one that starts ends the other. A --standby on the same machine needs a
-    --data-dir of its own.
-    """
-    registry = start_logging("ingest", debug)
-    state_dir = prepared_lake(data_dir).data_dir / "ingest"
-    with kafka_or_embedded() as kafka:
-        service = IngestService(
-            symbols_of(symbols),
-            kafka=kafka,
-            settings=IngestSettings.load(),
-            url=url,
-            state_dir=state_dir,
-            registry=registry,
-        )
-        what = f"{symbols} into {kafka.bootstrap_servers}"
-        if standby:
-            run_until_stopped(StandbyIngest(service), lambda: say(f"on standby for {what}"))
-        else:
-            run_until_stopped(service, lambda: say(f"ingesting {what}"))
+    @click.command(venue.name, help=about)
+    @click.option("--symbols", help=f"Comma separated.  [{venue.symbols}]")
+    @click.option(
+        "--symbols-file", type=FILE, help="Symbols, one or more a line, instead; followed while it is changed."
+    )
+    @click.option(
+        "--streams", help=f"Comma separated, of {', '.join(venue.streams_known)}.  [{','.join(venue.streams)}]"
+    )
+    @click.option("--url", help=f"wss://..., or of `k2 simulate`.  [K2_INGEST_{venue.name.upper()}_URL]")
+    @click.option("--standby", is_flag=True, help="Wait, and take over when the ingest that writes dies or stalls.")
+    @DATA_DIR
+    @click.pass_obj
+    def command(
+        debug: bool,
+        symbols: str | None,
+        symbols_file: Path | None,
+        streams: str | None,
+        url: str | None,
+        standby: bool,
+        data_dir: Path | None,
+    ) -> None:
+        if symbols is not None and symbols_file is not None:
+            raise SettingsError("--symbols and --symbols-file exclude each other; choose one")
+        named = read_symbols(symbols_file) if symbols_file is not None else symbols_of(symbols or venue.symbols)
+        registry = start_logging("ingest", debug)
+        # Each venue has a folder of its own, so that two may run; Binance's is where it was before there was another.
+        folder = "ingest" if venue is BINANCE else f"ingest-{venue.name}"
+        state_dir = prepared_lake(data_dir).data_dir / folder
+        with kafka_or_embedded() as kafka:
+            service = IngestService(
+                named,
+                venue=venue,
+                streams=None if streams is None else [one.strip() for one in streams.split(",") if one.strip()],
+                kafka=kafka,
+                settings=IngestSettings.load(),
+                url=url,
+                symbols_file=symbols_file,
+                state_dir=state_dir,
+                registry=registry,
+            )
+            what = f"{','.join(named)} into {kafka.bootstrap_servers}"
+            if standby:
+                run_until_stopped(StandbyIngest(service), lambda: say(f"on standby for {what}"))
+            else:
+                run_until_stopped(service, lambda: say(f"ingesting {what}"))
+
+    return command
+
+
+for _venue in VENUES.values():
+    ingest.add_command(_feed_command(_venue))
 
 
 @ingest.command()
@@ -92,6 +126,7 @@ def replay(debug: bool, files: tuple[Path, ...], symbols: str, speed: str, data_
 @click.option("--seed", default=1, show_default=True, help="The same seed, the same market; without files.")
 @click.option("--speed", default="1", show_default=True, help="Of a replay: a factor, or max.")
 @click.option("--port", type=int, default=9443, show_default=True, help="0 = any free one.")
+@click.option("--venue", type=click.Choice(["binance", "coinbase"]), default="binance", show_default=True)
 @click.option("--faults", type=int, metavar="SEED", help="Cut, stall, withhold ... for a day, by this seed's plan.")
 @click.option("--faults-every", default=5.0, show_default=True, help="Seconds between two faults, on average.")
 @click.pass_obj
@@ -103,18 +138,20 @@ def simulate(
     seed: int,
     speed: str,
     port: int,
+    venue: Literal["binance", "coinbase"],
     faults: int | None,
     faults_every: float,
 ) -> None:
-    """Serve Binance's websocket protocol and its REST beside it on loopback, from captures or a random market."""
+    """Serve a venue's websocket protocol and its REST beside it on loopback, from captures or a random market."""
     start_logging("simulator", debug)
     factor = speed_of(speed)
     plan = None if faults is None else FaultPlan.seeded(faults, seconds=86_400, every_s=faults_every)
     if files:
-        service = Simulator.replay(files, speed=factor, port=port, faults=plan)
+        service = Simulator.replay(files, speed=factor, port=port, venue=venue, faults=plan)
         names = "its own symbols"
     else:
-        market = Market(market_symbols(symbols), seed=seed)
-        service = Simulator.random_market(market, trades_per_s=rate, port=port, faults=plan)
+        products = COINBASE.symbols.split(",")[:symbols] if venue == "coinbase" else market_symbols(symbols)
+        market = Market(products, seed=seed)
+        service = Simulator.random_market(market, trades_per_s=rate, port=port, venue=venue, faults=plan)
         names = ",".join(market.symbols)
     run_until_stopped(service, lambda: say(f"simulating {names} at {service.url}"))

@@ -11,7 +11,7 @@ from prometheus_client import CollectorRegistry
 from common.clock import Clock, SystemClock
 from common.codec import Decoder
 from common.consumer_group import KafkaGroupMember
-from common.datasets import DATASETS, TRADES, Dataset
+from common.datasets import CORE_DATASETS, DATASETS, OPTIONAL_DATASETS, TRADES, Dataset
 from common.errors import BrokerError, CatalogError, K2Error, LogTruncated
 from common.log import KafkaLog, KafkaLogReader, TopicInfo
 from common.offsets import PartitionOffsets
@@ -58,7 +58,8 @@ class SinkService:
         lake: LakeSettings,
         settings: SinkSettings,
         *,
-        datasets: Iterable[Dataset] = tuple(DATASETS.values()),
+        datasets: Iterable[Dataset] = CORE_DATASETS,
+        optional: Iterable[Dataset] = OPTIONAL_DATASETS,
         registry: CollectorRegistry | None = None,
         clock: Clock | None = None,
     ) -> None:
@@ -66,6 +67,7 @@ class SinkService:
         self._lake = lake
         self._settings = settings
         self._datasets = tuple(datasets)
+        self._dormant = tuple(optional)
         self._clock = clock or SystemClock()
         self._finder: _SourceFinder | None = None
         self._workers: dict[str, Worker] = {}
@@ -84,7 +86,7 @@ class SinkService:
 
         Raises BrokerError when Kafka cannot be reached, CatalogError when the catalog cannot, SettingsError.
         """
-        self._finder = _SourceFinder(KafkaLog(self._kafka), self._datasets)
+        self._finder = _SourceFinder(KafkaLog(self._kafka), (*self._datasets, *self._dormant))
         self._finder.look()
         schemas = open_registry(self._kafka.schema_registry_url)
         try:
@@ -96,6 +98,7 @@ class SinkService:
         self._spawn("k2-sink-topics", self._watch_sources)
         for dataset in self._datasets:
             self._spawn(f"k2-sink-{dataset.name}", lambda worker=self._workers[dataset.name]: self._run(worker))
+        self._wake_dormant()
         if self.bars is not None:
             self.bars.start()
 
@@ -211,11 +214,23 @@ class SinkService:
         while self._finder is not None and not self._stopping.wait(_DISCOVERY_INTERVAL_S):
             try:
                 self._finder.look()
+                self._wake_dormant()
                 told = False
-            except BrokerError as error:
+            except K2Error as error:
                 if not told:
                     _log.warning("topics cannot be listed", reason=error.message)
                 told = True
+
+    def _wake_dormant(self) -> None:
+        """Open the table, and start the worker, of each optional dataset that has a topic by now. Raises K2Error."""
+        finder = self._finder
+        assert finder is not None
+        for dataset in [dataset for dataset in self._dormant if finder.sources(dataset).topics]:
+            schemas = open_registry(self._kafka.schema_registry_url)
+            worker = self._worker(dataset, Decoder(dataset, schemas), finder)
+            self._workers = {**self._workers, dataset.name: worker}
+            self._dormant = tuple(other for other in self._dormant if other is not dataset)
+            self._spawn(f"k2-sink-{dataset.name}", lambda worker=worker: self._run(worker))
 
     def _fail(self, worker: Worker, error: BaseException) -> None:
         if self._stopping.is_set() and isinstance(error, K2Error):

@@ -16,7 +16,7 @@ import pyarrow as pa
 from prometheus_client import CollectorRegistry, Gauge, Histogram
 
 from common.clock import Clock, SystemClock
-from common.datasets import BARS, DATASETS, OPS, TRADES, Dataset, log_table
+from common.datasets import BARS, CORE_DATASETS, MARKET, OPS, OPTIONAL_DATASETS, TRADES, Dataset, log_table
 from common.errors import K2Error, TableNotFound, Unavailable
 from common.log import KafkaLog, KafkaLogReader, TopicInfo
 from common.offsets import PartitionOffsets
@@ -79,11 +79,15 @@ class Lake:
         *,
         registry: CollectorRegistry | None = None,
         clock: Clock | None = None,
-        datasets: Sequence[Dataset] = tuple(DATASETS.values()),
+        datasets: Sequence[Dataset] = CORE_DATASETS,
+        optional: Sequence[Dataset] = OPTIONAL_DATASETS,
     ) -> None:
         self._kafka = kafka
         self._settings = settings
-        self._datasets = datasets
+        #: What is shown; the dormant ones are shown once they have a topic or a table. Replaced, never changed.
+        self._datasets = tuple(datasets)
+        self._dormant = tuple(optional)
+        self._arrived: list[tuple[Dataset, Snapshot]] = []
         self._bars = tuple(BARS.values()) if TRADES in datasets else ()
         self._clock = clock or SystemClock()
         self._log = get_logger("flight_server.storage")
@@ -194,7 +198,9 @@ class Lake:
             # Bars do not say which trades are in them: at an earlier instant they are made of the trades of then.
             trades = self.select_at(cursor, log_table(table), wanted, bars.on_trades(name, conditions))
             return bars.computed(name, trades)
-        now = self._publisher.cut(cursor).tables[table]
+        now = self._publisher.cut(cursor).tables.get(table)
+        if now is None:
+            raise Unavailable(f"the table {table} has just been made; begin a new transaction")
         condition = condition_at(table, wanted, now, self._publisher.followed())
         dataset = next(dataset for dataset in self._datasets if dataset.table == table)
         self._histories.check_complete(dataset, wanted, now.snapshot_id)
@@ -254,8 +260,8 @@ class Lake:
 
     @property
     def research_version(self) -> int:
-        """Another number after each publication that changed which research tables there are, or columns of one."""
-        return self._research_views.version
+        """Another number after each publication that changed which tables there are, or columns of a research table."""
+        return self._research_views.version + len(self._datasets)
 
     def publish_research(self) -> None:
         """Show the research tables as they are in the catalog now to every transaction that begins after. Blocking.
@@ -273,6 +279,8 @@ class Lake:
     def start(self, timeout_s: float = 60.0) -> None:
         """Return when answers are exact. Raises BrokerError, Unavailable or SettingsError when that cannot be."""
         log = KafkaLog(self._kafka)
+        self._datasets += tuple(dataset for dataset, _ in self._awake(log))
+        self._dormant = tuple(dataset for dataset in self._dormant if dataset not in self._datasets)
         self._topics = (log.cluster_id(), self._list_topics(log))
         self._newest = {dataset.name: self._snapshots.newest(dataset) for dataset in self._datasets}
         self._ask_for(self._bars)
@@ -356,6 +364,8 @@ class Lake:
             with self._news_lock:
                 newest, self._newest = self._newest, {}
                 topics, self._topics = self._topics, None
+                arrived, self._arrived = self._arrived, []
+            self._show(publisher, arrived)
             try:
                 self._adopt(publisher, newest)
                 if topics is not None:
@@ -379,6 +389,16 @@ class Lake:
                     self._tail_rows.labels(name).set(rows)
             if publisher.gap is None:
                 self._settled.set()
+
+    def _show(self, publisher: Publisher, arrived: Sequence[tuple[Dataset, Snapshot]]) -> None:
+        """Show further tables; one that cannot be shown now is tried again when the broker is asked next."""
+        for dataset, snapshot in arrived:
+            try:
+                publisher.add(dataset, snapshot)
+                self._datasets = (*self._datasets, dataset)
+            except K2Error as error:
+                self._log.warning("a further table cannot be shown", table=dataset.table, reason=str(error))
+                self._dormant = (*self._dormant, dataset)
 
     def _adopt(self, publisher: Publisher, newest: dict[str, Snapshot]) -> None:
         """All at once, or else each by itself: a table whose files cannot be read holds up no other.
@@ -429,7 +449,22 @@ class Lake:
         with self._news_lock:
             self._newest |= newest
 
+    def _awake(self, log: KafkaLog) -> list[tuple[Dataset, Snapshot]]:
+        """The dormant datasets that have a topic, or a table with rows, and their snapshots."""
+        topics = log.topics(rf"^{MARKET}\.") if self._dormant else {}
+        found = []
+        for dataset in self._dormant:
+            snapshot = self._snapshots.newest(dataset)
+            if snapshot.snapshot_id is not None or any(map(dataset.matches, topics)):
+                found.append((dataset, snapshot))
+        return found
+
     def _ask_broker(self, log: KafkaLog) -> None:
+        arrived = self._awake(log)
+        if arrived:
+            self._dormant = tuple(one for one in self._dormant if all(one is not dataset for dataset, _ in arrived))
+            with self._news_lock:
+                self._arrived += arrived
         topics = (log.cluster_id(), self._list_topics(log))
         with self._news_lock:
             self._topics = topics

@@ -109,6 +109,7 @@ class Publisher:
     ) -> None:
         """`topic_ids` asks the broker for topics' ids as they are now (KafkaLog.topic_ids). `bars` need the trades."""
         self._database = database
+        self._registry = registry
         self._topic_ids = topic_ids
         self._reader = reader
         self._settings = settings
@@ -218,7 +219,9 @@ class Publisher:
         snapshots = self._generations.get(generation)
         if snapshots is None:
             raise SnapshotExpired("this transaction's view is too old to be read from; begin a new transaction")
-        snapshot = snapshots[name]
+        snapshot = snapshots.get(name)
+        if snapshot is None:
+            raise SnapshotExpired(f"the table {table} is newer than this transaction; begin a new transaction")
         position = PartitionOffsets(
             {
                 partition: positions[number]
@@ -280,6 +283,18 @@ class Publisher:
         return np.concatenate(recent) if recent else np.empty(0, np.int64)
 
     # -- the publisher thread's steps
+
+    def add(self, dataset: Dataset, snapshot: Snapshot) -> None:
+        """Show a further table from now on, as of this snapshot; its topics come with the next `assign`."""
+        columns = self._database.column_types(table_schema(dataset.schema_name))
+        added = _Table(dataset, Decoder(dataset, self._registry), columns, Snapshot(), Tail())
+        before = self._tables
+        self._tables = {**before, dataset.name: added}
+        try:
+            self._publish({dataset.name: _Publication(snapshot, (), added.tail.base)})
+        except BaseException:
+            self._tables = before
+            raise
 
     def assign(self, cluster_id: str, topics: Iterable[TopicInfo]) -> None:
         """Follow these topics; what is new is read from where its table's snapshot ends.

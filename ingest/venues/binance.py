@@ -11,14 +11,24 @@ import json
 import re
 from collections.abc import Iterable, Sequence
 from decimal import Decimal
-from typing import Any, Final, NoReturn
+from typing import Any, Final, NamedTuple, NoReturn
 from urllib.parse import quote
 
 import msgspec
 
-from common.datasets import QUOTES, TRADES, Dataset
+from common.datasets import AGG_TRADES, BLOCK_TRADES, BOOK_SNAPSHOTS, DEPTH, QUOTES, TRADES, Dataset
 from common.errors import FeedProtocolError, SettingsError
-from ingest.venues.events import BookTickerEvent, Event, IgnoredEvent, ServerShutdown, TradeEvent
+from ingest.venues.events import (
+    AggTradeEvent,
+    BlockTradeEvent,
+    BookSnapshotEvent,
+    BookTickerEvent,
+    DepthEvent,
+    Event,
+    IgnoredEvent,
+    ServerShutdown,
+    TradeEvent,
+)
 
 EXCHANGE: Final = "binance"
 ASSET_CLASS: Final = "crypto"
@@ -40,6 +50,27 @@ PRICE = re.compile(r"[0-9]{1,10}(?:\.[0-9]{1,8})?")
 QUANTITY = re.compile(r"[0-9]{1,20}(?:\.[0-9]{1,8})?")
 _PLAIN_NUMBER = re.compile(r"([0-9]+)(?:\.([0-9]+))?")
 _SYMBOL = re.compile(r"[\w.-]{1,50}")
+
+
+class _Kind(NamedTuple):
+    """A stream: its name at Binance, the event that it brings, the dataset that this goes into."""
+
+    name: str
+    event: str
+    dataset: Dataset
+
+
+#: The streams that K2 takes, by the names in its settings.
+_KINDS: Final = {
+    "trade": _Kind("trade", "trade", TRADES),
+    "bookTicker": _Kind("bookTicker", "", QUOTES),
+    "aggTrade": _Kind("aggTrade", "aggTrade", AGG_TRADES),
+    "depth": _Kind("depth@100ms", "depthUpdate", DEPTH),
+    "depth20": _Kind("depth20@100ms", "", BOOK_SNAPSHOTS),
+    "blockTrade": _Kind("blockTrade", "blockTrade", BLOCK_TRADES),
+}
+STREAMS_KNOWN: Final = tuple(_KINDS)
+STREAMS_DEFAULT: Final = ("trade", "bookTicker")
 
 
 class _Data(msgspec.Struct, gc=False):
@@ -77,26 +108,33 @@ class BinanceSession:
     streams_per_connection_max: Final = STREAMS_MAX
     messages_per_s_max: Final = 5
     connections_max: Final = (300, 300.0)
-    datasets: Final = (TRADES, QUOTES)
 
-    def __init__(self, symbols: Iterable[str]) -> None:
+    def __init__(self, symbols: Iterable[str], streams: Iterable[str] = STREAMS_DEFAULT) -> None:
         self.symbols = tuple(dict.fromkeys(_symbol(symbol) for symbol in symbols))
         if not self.symbols:
             raise SettingsError("no symbol is given; name at least one, such as BTCUSDT")
+        self._kinds = tuple(dict.fromkeys(streams))
+        unknown = [kind for kind in self._kinds if kind not in _KINDS]
+        if unknown or not self._kinds:
+            raise SettingsError(
+                f"{unknown[0] if unknown else 'nothing'!r} is not a stream of Binance that K2 takes; "
+                f"choose among {', '.join(_KINDS)}"
+            )
+        self.datasets = tuple(dict.fromkeys(_KINDS[kind].dataset for kind in self._kinds))
         self._streams: dict[str, tuple[str, str]] = {}
         for symbol in self.symbols:
-            for kind in ("trade", "bookTicker"):
-                self._streams[f"{symbol.lower()}@{kind}"] = (kind, symbol)
+            for kind in self._kinds:
+                self._streams[f"{symbol.lower()}@{_KINDS[kind].name}"] = (kind, symbol)
         self._decode = json.JSONDecoder(parse_float=Decimal, parse_constant=_no_constant).decode
         self._decode_typed = msgspec.json.Decoder(_Frame).decode
 
     def with_symbols(self, symbols: Iterable[str]) -> BinanceSession:
         """The same of other symbols. Raises SettingsError."""
-        return BinanceSession(symbols)
+        return BinanceSession(symbols, self._kinds)
 
     @property
     def streams(self) -> tuple[str, ...]:
-        """The names of the streams, two per symbol."""
+        """The names of the streams of all symbols."""
         return tuple(self._streams)
 
     @staticmethod
@@ -119,8 +157,12 @@ class BinanceSession:
 
     @staticmethod
     def dataset_of_frame(frame: bytes) -> Dataset:
-        """Whose dead letter a broken frame is, by the look of it: QUOTES for a bookTicker, else TRADES."""
-        return QUOTES if b"@bookTicker" in frame[:200] else TRADES
+        """Whose dead letter a broken frame is, by the stream that it names; TRADES where it names none."""
+        head = frame[:200]
+        for kind in _KINDS.values():
+            if b"@" + kind.name.encode() + b'"' in head:
+                return kind.dataset
+        return TRADES
 
     def receive_all(self, frames: Sequence[bytes], receive_time_us: int) -> list[Event | FeedProtocolError]:
         """For each frame what `receive` returns or raises. Frames as they ought to be take a third of the time."""
@@ -154,25 +196,39 @@ class BinanceSession:
                 return _shutdown(data)
             return IgnoredEvent(f"stream {stream[:60]}")
         kind, symbol = known
+        if kind == "depth20":
+            return self._book_snapshot(stream, symbol, data, receive_time_us)
         if data.get("s") != symbol:
             _fault(stream, "s", data.get("s"), f"is not the stream's symbol {symbol}")
         if kind == "bookTicker":
             return self._book_ticker(stream, symbol, data, receive_time_us)
         event = data.get("e")
-        if event != "trade":
+        if event != _KINDS[kind].event:
             return IgnoredEvent(f"event {str(event)[:60]} on stream {stream}")
+        if kind == "depth":
+            return self._depth(stream, symbol, data, receive_time_us)
         buyer_is_maker = data.get("m")
         if type(buyer_is_maker) is not bool:
             _fault(stream, "m", buyer_is_maker, "is neither true nor false")
-        return TradeEvent(
-            symbol,
-            integer_of(stream, data, "t", ID_MAX),
-            decimal_of(stream, data, "p", PRICE),
-            decimal_of(stream, data, "q", QUANTITY),
-            time_us_of(stream, data, "E"),
-            time_us_of(stream, data, "T"),
-            buyer_is_maker,
-            receive_time_us,
+        price, quantity = decimal_of(stream, data, "p", PRICE), decimal_of(stream, data, "q", QUANTITY)
+        event_time_us, transaction_time_us = time_us_of(stream, data, "E"), time_us_of(stream, data, "T")
+        if kind == "aggTrade":
+            return AggTradeEvent(
+                symbol,
+                integer_of(stream, data, "a", ID_MAX),
+                price,
+                quantity,
+                integer_of(stream, data, "f", ID_MAX),
+                integer_of(stream, data, "l", ID_MAX),
+                event_time_us,
+                transaction_time_us,
+                buyer_is_maker,
+                receive_time_us,
+            )
+        made = TradeEvent if kind == "trade" else BlockTradeEvent
+        trade_id = integer_of(stream, data, "t", ID_MAX)
+        return made(
+            symbol, trade_id, price, quantity, event_time_us, transaction_time_us, buyer_is_maker, receive_time_us
         )
 
     def _ordinary(self, frame: bytes, receive_time_us: int) -> TradeEvent | BookTickerEvent | None:
@@ -244,6 +300,28 @@ class BinanceSession:
         return message
 
     @staticmethod
+    def _depth(stream: str, symbol: str, data: dict[str, Any], receive_time_us: int) -> DepthEvent:
+        first_update_id, update_id = integer_of(stream, data, "U", ID_MAX), integer_of(stream, data, "u", ID_MAX)
+        if first_update_id > update_id:
+            _fault(stream, "U", first_update_id, f"is above u, which is {update_id}")
+        return DepthEvent(
+            symbol,
+            update_id,
+            first_update_id,
+            time_us_of(stream, data, "E"),
+            *_levels(stream, data, "b"),
+            *_levels(stream, data, "a"),
+            receive_time_us,
+        )
+
+    @staticmethod
+    def _book_snapshot(stream: str, symbol: str, data: dict[str, Any], receive_time_us: int) -> BookSnapshotEvent:
+        """Its symbol is the stream's: the data names none."""
+        update_id = integer_of(stream, data, "lastUpdateId", ID_MAX)
+        levels = (*_levels(stream, data, "bids"), *_levels(stream, data, "asks"))
+        return BookSnapshotEvent(symbol, update_id, *levels, receive_time_us)
+
+    @staticmethod
     def _book_ticker(stream: str, symbol: str, data: dict[str, Any], receive_time_us: int) -> BookTickerEvent:
         bid_price: Decimal | None = decimal_of(stream, data, "b", PRICE)
         bid_quantity: Decimal | None = decimal_of(stream, data, "B", QUANTITY)
@@ -255,6 +333,16 @@ class BinanceSession:
             ask_price = ask_quantity = None
         update_id = integer_of(stream, data, "u", ID_MAX)
         return BookTickerEvent(symbol, update_id, bid_price, bid_quantity, ask_price, ask_quantity, receive_time_us)
+
+
+def _levels(stream: str, data: dict[str, Any], field: str) -> tuple[list[Decimal], list[Decimal]]:
+    """The prices and the quantities of a side of an order book."""
+    levels = data.get(field)
+    if type(levels) is not list or not all(type(level) is list and len(level) == 2 for level in levels):
+        _fault(stream, field, levels, "is no list of pairs of price and quantity")
+    pairs = [{"price": price, "quantity": quantity} for price, quantity in levels]
+    prices = [decimal_of(stream, pair, "price", PRICE) for pair in pairs]
+    return prices, [decimal_of(stream, pair, "quantity", QUANTITY) for pair in pairs]
 
 
 def _symbol(text: str) -> str:

@@ -31,6 +31,61 @@ class BookTickerEvent(NamedTuple):
     receive_time_us: int
 
 
+class AggTradeEvent(NamedTuple):
+    """The trades of one taker at one price and moment, ids inclusive. Times are microseconds UTC."""
+
+    symbol: str
+    agg_trade_id: int
+    price: Decimal
+    quantity: Decimal
+    first_trade_id: int
+    last_trade_id: int
+    event_time_us: int
+    transaction_time_us: int
+    buyer_is_maker: bool
+    receive_time_us: int
+
+
+class BlockTradeEvent(NamedTuple):
+    """A trade that was agreed on beside the order book. Its ids are apart from those of trades."""
+
+    symbol: str
+    trade_id: int
+    price: Decimal
+    quantity: Decimal
+    event_time_us: int
+    transaction_time_us: int
+    buyer_is_maker: bool
+    receive_time_us: int
+
+
+class DepthEvent(NamedTuple):
+    """What changed in an order book by the updates `first_update_id` to `update_id`; a quantity of 0 takes a level
+    away."""
+
+    symbol: str
+    update_id: int
+    first_update_id: int
+    event_time_us: int
+    bid_prices: list[Decimal]
+    bid_quantities: list[Decimal]
+    ask_prices: list[Decimal]
+    ask_quantities: list[Decimal]
+    receive_time_us: int
+
+
+class BookSnapshotEvent(NamedTuple):
+    """The best levels of an order book after update `update_id`, the best first."""
+
+    symbol: str
+    update_id: int
+    bid_prices: list[Decimal]
+    bid_quantities: list[Decimal]
+    ask_prices: list[Decimal]
+    ask_quantities: list[Decimal]
+    receive_time_us: int
+
+
 class ServerShutdown(NamedTuple):
     """The server ends this connection soon: make a new one now."""
 
@@ -54,4 +109,6 @@ class InstrumentInfo(NamedTuple):
     status: str | None
 
 
-Event = TradeEvent | BookTickerEvent | ServerShutdown | IgnoredEvent
+#: Events of the streams that are taken when they are asked for.
+FurtherEvent = AggTradeEvent | BlockTradeEvent | DepthEvent | BookSnapshotEvent
+Event = TradeEvent | BookTickerEvent | FurtherEvent | ServerShutdown | IgnoredEvent

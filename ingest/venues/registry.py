@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from common.settings import IngestSettings
 from ingest.past_trades import PastTradesRest
-from ingest.venues import binance_rest
-from ingest.venues.binance import BinanceSession
+from ingest.venues import binance_rest, coinbase
+from ingest.venues.binance import STREAMS_DEFAULT, STREAMS_KNOWN, BinanceSession
 from ingest.venues.session import Session, VenueRest
 
 
@@ -18,7 +18,10 @@ class Venue:
 
     name: str
     title: str
-    session: Callable[[Iterable[str]], Session]
+    session: Callable[[Iterable[str], Iterable[str]], Session]
+    #: What is asked for when nothing else is said, and all that may be.
+    streams: tuple[str, ...]
+    streams_known: tuple[str, ...]
     rest: VenueRest
     url: Callable[[IngestSettings], str]
     rest_url: Callable[[IngestSettings], str | None]
@@ -31,6 +34,8 @@ BINANCE = Venue(
     name="binance",
     title="Binance Spot",
     session=BinanceSession,
+    streams=STREAMS_DEFAULT,
+    streams_known=STREAMS_KNOWN,
     rest=binance_rest,
     url=lambda settings: settings.binance_url,
     rest_url=lambda settings: settings.binance_rest_url,
@@ -38,4 +43,16 @@ BINANCE = Venue(
     past=binance_rest,
 )
 
-VENUES: dict[str, Venue] = {venue.name: venue for venue in (BINANCE,)}
+COINBASE = Venue(
+    name="coinbase",
+    title="Coinbase Exchange",
+    session=coinbase.CoinbaseSession,
+    streams=coinbase.STREAMS_DEFAULT,
+    streams_known=coinbase.STREAMS_DEFAULT,
+    rest=coinbase,
+    url=lambda settings: settings.coinbase_url,
+    rest_url=lambda settings: None,
+    symbols="BTC-USD,ETH-USD",
+)
+
+VENUES: dict[str, Venue] = {venue.name: venue for venue in (BINANCE, COINBASE)}
