@@ -39,6 +39,11 @@ class K2Server:
         time.sleep(0.2)
         return float(psutil.Process(self._process.pid).memory_info().rss) / 1024**2
 
+    def cpu_s(self) -> float:
+        """Processor time that the server process has taken, in the kernel too."""
+        times = psutil.Process(self._process.pid).cpu_times()
+        return float(times.user + times.system)
+
     def threads(self) -> int:
         """Threads of the server process."""
         return int(psutil.Process(self._process.pid).num_threads())

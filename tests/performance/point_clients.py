@@ -28,6 +28,13 @@ class Report:
     taken_ms: list[float]
     errors: list[str]
     seconds: float
+    #: Processor time of the clients while they asked.
+    cpu_s: float = 0.0
+
+    @property
+    def cpu_ms(self) -> float:
+        """That of one statement."""
+        return self.cpu_s * 1000 / len(self.taken_ms)
 
     @property
     def per_second(self) -> float:
@@ -51,6 +58,7 @@ def run_clients(uri: str, kind: str, statement: str, *, clients: int, seconds: f
         [taken for report in reports for taken in report["taken_ms"]],
         [error for report in reports for error in report["errors"]],
         max(report["seconds"] for report in reports),
+        sum(report["cpu_s"] for report in reports),
     )
 
 
@@ -101,10 +109,11 @@ def main() -> None:
     for thread in threads:
         thread.start()
     ready.wait()
-    begun_s = time.perf_counter()
+    begun_s, cpu_s = time.perf_counter(), time.process_time()
     for thread in threads:
         thread.join()
-    json.dump({"taken_ms": taken_ms, "errors": errors, "seconds": max(ends) - begun_s}, sys.stdout)
+    report = {"taken_ms": taken_ms, "errors": errors, "seconds": max(ends) - begun_s}
+    json.dump(report | {"cpu_s": time.process_time() - cpu_s}, sys.stdout)
 
 
 if __name__ == "__main__":
