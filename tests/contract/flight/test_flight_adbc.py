@@ -125,7 +125,7 @@ def test_objects_at_every_depth(connection: dbapi.Connection, depth: Any) -> Non
         ({"table_name_filter": "trad%"}, ["trades"]),
         ({"table_name_filter": "QUOTES"}, ["quotes"]),
         ({"db_schema_filter": "none"}, []),
-        ({"catalog_filter": "k2", "table_types_filter": ["TABLE"]}, ["instruments", "quotes", "trades"]),
+        ({"catalog_filter": "k2", "table_types_filter": ["TABLE"]}, ["instruments", "quotes", "trades", "gap_events"]),
         ({"table_types_filter": ["VIEW"]}, []),
     ],
 )
