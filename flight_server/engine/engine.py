@@ -50,6 +50,7 @@ from flight_server.engine.seam import Lake, Seen, TableInfo
 from flight_server.engine.session_options import CATALOG, MARKET, RESEARCH
 from flight_server.engine.sessions import Caller, Session, Sessions
 from flight_server.engine.sources import Part, Source, Sources, relation_of
+from flight_server.engine.standing import StandingTransactions
 from flight_server.engine.statements import CUT, Statement, StatementKind
 from flight_server.engine.subscriptions import Followed, Subscription, Subscriptions
 from flight_server.engine.table_functions import CHANGES
@@ -117,6 +118,7 @@ class Engine:
         self._settings = settings
         self._clock = clock
         self._cursors = CursorPool(lake.cursor)
+        self._standing = StandingTransactions(self._cursors, lambda: lake.version, lake.check_ready)
         self.sessions = Sessions(
             clock,
             lake.cursor,
@@ -192,6 +194,7 @@ class Engine:
         self._watchdog.stop()
         self._pending.close()
         self.sessions.close_all()
+        self._standing.close()
         self._cursors.close()
         if self._planner is not None:
             self._planner.close()
@@ -350,7 +353,7 @@ class Engine:
         if not statement.reads_tables:
             return Announced(statement_id, plan.schema, None, statement.is_ordered)
         self._lake.check_ready()
-        place = PoolPlace(self._cursors, self._begin)
+        place = PoolPlace(self._cursors, self._begin, self._standing_for(plan))
         try:
             place.pin()
             if plan.source is not None:
@@ -632,9 +635,18 @@ class Engine:
         if plan.on_home:
             assert plan.session is not None
             return self.home_place(plan.session, tables=tables)
-        place = PoolPlace(self._cursors, self._begin if plan.statement.reads_tables else None)
+        begin = self._begin if plan.statement.reads_tables else None
+        place = PoolPlace(self._cursors, begin, None if begin is None else self._standing_for(plan))
         place.tables = tables
         return place
+
+    def _standing_for(self, plan: _Plan) -> StandingTransactions | None:
+        """Transactions that the statement may go on in; None when it is to have one of its own: what it calls may give
+        something else in a transaction that began earlier."""
+        statement = plan.statement
+        if statement.kind is not StatementKind.QUERY or plan.source is not None:
+            return None
+        return self._standing if self._sources.is_timeless(statement) else None
 
     def _parted(self, plan: _Plan, place: PoolPlace) -> list[Part]:
         """The parts that the result is to come in; none when it is one stream."""
@@ -741,6 +753,7 @@ class Engine:
     def _expire_others(self) -> None:
         self._pending.expire()
         self.sessions.expire()
+        self._standing.expire()
 
     def _learn_tables(self) -> None:
         version = self._lake.research_version

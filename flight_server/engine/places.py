@@ -20,6 +20,7 @@ from common.errors import LimitExceeded, StatementCancelled, StatementError, Una
 from flight_server.engine.cursors import CursorPool
 from flight_server.engine.seam import Seen
 from flight_server.engine.session_options import SessionOptions, search_path
+from flight_server.engine.standing import StandingTransactions
 
 BEGIN = "BEGIN TRANSACTION READ ONLY"
 #: How long a statement waits for another one of its session to free the connection.
@@ -61,18 +62,28 @@ class Place(Protocol):
 class PoolPlace:
     """A cursor of the pool. `pin` fixes the cut early, before the statement is run."""
 
-    def __init__(self, cursors: CursorPool, begin: Begin | None) -> None:
-        """Without `begin` the statement reads no tables and needs no transaction."""
+    def __init__(self, cursors: CursorPool, begin: Begin | None, standing: StandingTransactions | None = None) -> None:
+        """Without `begin` the statement reads no tables and needs no transaction. With `standing` it may go on in one
+        that another statement has left, for it is the same to it when its transaction began."""
         #: What is there under these names while the statement runs.
         self.tables: Mapping[str, pa.Table] = {}
         self.cut: str | None = None
         self.seen: Seen | None = None
         self._cursors = cursors
         self._begin = begin
+        self._standing = standing
+        #: Of what the transaction sees; None where that is not known.
+        self._version: int | None = None
         self._pinned: duckdb.DuckDBPyConnection | None = None
 
     def pin(self) -> None:
         """Fix the cut now. Raises what the lake raises; then nothing is held."""
+        if self._standing is not None:
+            if (found := self._standing.take()) is not None:
+                self._pinned, self.seen, self._version = found
+                self.cut = self.seen.cut
+                return
+            self._version = self._standing.version()
         cursor = self._cursors.take()
         try:
             if self._begin is not None:
@@ -106,6 +117,8 @@ class PoolPlace:
     def leave(self, cursor: duckdb.DuckDBPyConnection, *, ok: bool) -> None:
         """Keep only cursors that nothing has happened to."""
         ok = ok and not self.tables
+        if ok and self._standing is not None and self._standing.keep(cursor, self.seen, self._version):
+            return
         try:
             if ok and self._begin is not None:
                 cursor.execute("ROLLBACK")
@@ -119,6 +132,7 @@ class PoolPlace:
     def restart(self, cursor: duckdb.DuckDBPyConnection) -> bool:
         if self._begin is not None:
             cursor.execute("ROLLBACK")
+            self._version = None
             self.seen = self._begin(cursor)
         return True
 

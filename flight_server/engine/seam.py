@@ -53,6 +53,11 @@ class Lake(Protocol):
         """A new cursor (duckdb.DuckDBPyConnection) for one thread at a time; the engine closes it."""
         ...
 
+    @property
+    def version(self) -> int:
+        """Another number after each publication: while it stays, every new transaction sees the same."""
+        ...
+
     def begin(self, cursor: Any) -> Seen:
         """Open a read-only transaction on the cursor and fix its instant: what it sees. Raises our errors, and then the
         transaction may be open."""

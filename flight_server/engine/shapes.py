@@ -50,7 +50,7 @@ def described(field: pa.Field, sql_type: str) -> pa.Field:
 
 def unsigned_columns(schema: pa.Schema) -> list[int]:
     """Where the schema, made of `described` columns, has a UHUGEINT."""
-    # Looked for among decimals only: a field of a schema takes 1 µs to be had, and every statement asks.
+    # Looked for among decimals only, by their types: every statement asks.
     decimals = [index for index, kind in enumerate(schema.types) if kind.id == pa.lib.Type_DECIMAL128]
     name = _TYPE_NAME.encode()
     return [index for index in decimals if (schema.field(index).metadata or {}).get(name) == b"UHUGEINT"]

@@ -472,6 +472,10 @@ class Sources:
             return None
         return Chosen(tree, schema, tables, Asking(tree.text, named(statement, runs[0]), self._operands, parser))
 
+    def is_timeless(self, statement: Statement) -> bool:
+        """Whether all that the query calls is known to give the same whenever it is called."""
+        return statement.calls <= self._consistent.functions and statement.words.isdisjoint(VARYING_WORDS)
+
     def learn(self, consistent: Consistent) -> None:
         """Which functions there are that make one value out of one row, the same each time."""
         self._consistent = consistent

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import threading
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -83,6 +84,8 @@ class Database:
         self._root.execute("SET allowed_configs = ['TimeZone']")
         self._root.execute("SET lock_configuration = true")
         self._writer = self.cursor()
+        self._version = 0
+        self._version_lock = threading.Lock()
 
     def cursor(self) -> duckdb.DuckDBPyConnection:
         """A new connection, on which names are looked up in market, then in research. One thread at a time."""
@@ -128,6 +131,17 @@ class Database:
                 return False
         return True
 
+    @property
+    def version(self) -> int:
+        """Another number after each publication, of either writer. Read before a transaction begins, it says of what
+        that sees that nothing newer has been published for as long as it stays the same."""
+        return self._version
+
+    def changed(self) -> None:
+        """To be called by each writer when its transaction is committed."""
+        with self._version_lock:
+            self._version += 1
+
     # -- writing: the publisher only
 
     @contextmanager
@@ -142,6 +156,7 @@ class Database:
             try:
                 yield
                 self._writer.execute("COMMIT")
+                self.changed()
             except BaseException:
                 with contextlib.suppress(duckdb.Error):  # what failed may have ended the transaction already
                     self._writer.execute("ROLLBACK")

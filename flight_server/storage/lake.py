@@ -124,6 +124,11 @@ class Lake:
         """A new cursor on the database; the caller closes it."""
         return self._database.cursor()
 
+    @property
+    def version(self) -> int:
+        """Another number after each publication: while it stays, every new transaction sees the same."""
+        return self._database.version
+
     def begin(self, cursor: Any) -> Seen:
         """Open a read-only transaction on the cursor and fix its instant: what it sees. Raises Unavailable."""
         if self._publisher is None:
@@ -204,7 +209,7 @@ class Lake:
         condition = condition_at(table, wanted, now, self._publisher.followed())
         dataset = next(dataset for dataset in self._datasets if dataset.table == table)
         self._histories.check_complete(dataset, wanted, now.snapshot_id)
-        chosen = self._publisher.select_where(self._database.positions(cursor)[0], table, conditions)
+        chosen = self._publisher.select_where(self._publisher.seen(cursor), table, conditions)
         return f"SELECT * FROM {relation if chosen is None else f'({chosen})'} WHERE {condition}"
 
     def changes(self, cursor: Any, table: str, low: TableCut | None, high: TableCut | None) -> str:
@@ -243,7 +248,7 @@ class Lake:
 
     def select_where(self, seen: Seen, table: str, conditions: Sequence[Condition]) -> str | None:
         """All rows of a table of `market` that meet the conditions, and others; see Publisher.select_where."""
-        return None if self._publisher is None else self._publisher.select_where(seen.generation, table, conditions)
+        return None if self._publisher is None else self._publisher.select_where(seen, table, conditions)
 
     def parts(self, cursor: Any, table: str, count: int, *, rows_min: int) -> list[str]:
         """A large table in parts, each a SELECT, for the cursor's open transaction; see Publisher.parts."""

@@ -110,10 +110,14 @@ class Cut:
 
 @dataclass(frozen=True)
 class Seen:
-    """What a transaction sees: which publication, and the cut in its text form (None where there is none)."""
+    """What a transaction sees: which publication, and the cut in its text form (None where there is none).
+
+    `empty` are the tables, by full name, of which it sees no row in memory that the table's files do not have.
+    """
 
     generation: int
     cut: str | None
+    empty: Set[str] = frozenset()
 
 
 def check_reach(snapshot: Snapshot, tail: Tail, *, table: str) -> None:
@@ -156,6 +160,11 @@ def view_sql(snapshot: Snapshot, segments: Sequence[Segment], columns: Mapping[s
     return " UNION ALL ".join(parts)
 
 
+def is_empty(memory: Tail, position: Mapping[KafkaPartition, int]) -> bool:
+    """Whether memory, as `remembered`, has no row from its base on while it reaches to these positions."""
+    return all(offset <= memory.base.next_offset(partition) for partition, offset in position.items())
+
+
 def beyond(snapshot: Snapshot, segments: Sequence[Segment]) -> Sequence[Segment]:
     """The segments that have, or may get, rows at or above the snapshot's end: the last one is still filled."""
     return [s for s in segments[:-1] if not s.below(snapshot.offsets)] + list(segments[-1:])
@@ -194,8 +203,12 @@ def chosen_sql(
     conditions: Sequence[Condition],
     *,
     files_max: int,
+    is_empty: bool = False,
 ) -> str | None:
     """The SELECT of all rows of the table that meet the conditions, and of others, out of few files and of memory.
+
+    `is_empty`: memory has no row from its base on in the transaction that this is for, so that
+    nothing of it need be planned.
 
     What memory has from its base on is taken from there and not from files; a file whose rows are all in memory is not
     read. `memory` is as `remembered`. None when the table's own view is as good: it would be made of more than
@@ -222,6 +235,8 @@ def chosen_sql(
             files = replace(snapshot, relation=read_files(sorted(paths), snapshot.field_ids, columns))
             parts.append(view_sql(files, (), columns) + condition)
     names = ", ".join(quoted(name) for name in columns)
+    if is_empty and parts:
+        return " UNION ALL ".join(parts)
     if not hot:
         parts.append(view_sql(replace(snapshot, relation=None), segments, columns))
     else:

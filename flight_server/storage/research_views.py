@@ -110,6 +110,7 @@ class ResearchViews:
             cursor.execute("ROLLBACK")
             raise
         cursor.execute("COMMIT")
+        self._database.changed()
         return schemas
 
     @staticmethod

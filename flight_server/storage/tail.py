@@ -41,6 +41,7 @@ from flight_server.storage.read_view import (
     check_reach,
     chosen_sql,
     cut_offsets,
+    is_empty,
     merged_first,
     parts_sql,
     remembered,
@@ -154,12 +155,32 @@ class Publisher:
 
     def begin(self, cursor: Any) -> Seen:
         """Open a read-only transaction on the cursor: what it sees. Raises SnapshotExpired as `cut`."""
-        generation, positions = self._database.begin(cursor)
+        return self._seen_at(*self._database.begin(cursor))
+
+    def seen(self, cursor: Any) -> Seen:
+        """What the cursor's open transaction sees. Raises SnapshotExpired as `cut`."""
+        return self._seen_at(*self._database.positions(cursor))
+
+    def _seen_at(self, generation: int, positions: Mapping[int, int]) -> Seen:
         key = (generation, tuple(positions.items()))
         known = self._seen_last
         if known is None or known[0] != key:
-            known = self._seen_last = (key, Seen(generation, self._cut_at(generation, positions).to_text()))
+            cut = self._cut_at(generation, positions).to_text()
+            known = self._seen_last = (key, Seen(generation, cut, self._empty_at(generation, positions)))
         return known[1]
+
+    def _empty_at(self, generation: int, positions: Mapping[int, int]) -> Set[str]:
+        """The tables of which memory has no row of its own at these positions; none where one is not known yet."""
+        partitions = {number: partition for partition, number in list(self._numbers.items())}
+        if not positions.keys() <= partitions.keys():
+            return frozenset()
+        reached: dict[str, dict[KafkaPartition, int]] = {name: {} for name in self._tables}
+        for number, position in positions.items():
+            reached[self._owner[partitions[number]]][partitions[number]] = position
+        memory = self._memory[generation]
+        return frozenset(
+            self._tables[name].dataset.table for name, there in reached.items() if is_empty(memory[name], there)
+        )
 
     def cut(self, cursor: Any) -> Cut:
         """The cut that the cursor's open transaction sees. Raises SnapshotExpired when it is too old to be named."""
@@ -233,21 +254,21 @@ class Publisher:
         now = TableCut(snapshot.snapshot_id, cut_offsets(snapshot, position))
         return now, snapshot, memory, self._tables[name].columns
 
-    def select_where(self, generation: int, table: str, conditions: Sequence[Condition]) -> str | None:
-        """The SELECT of all rows that meet the conditions, and of others, of the table that a transaction sees in this
-        publication; None when the table's view is as good. Of files only those that can have such rows are read, and
+    def select_where(self, seen: Seen, table: str, conditions: Sequence[Condition]) -> str | None:
+        """The SELECT of all rows that meet the conditions, and of others, of the table, for a transaction that sees
+        this; None when the table's view is as good. Of files only those that can have such rows are read, and
         none whose rows are in memory."""
         name = next(name for name, known in self._tables.items() if known.dataset.table == log_table(table))
-        snapshot = self._generations.get(generation, {}).get(name)
+        snapshot = self._generations.get(seen.generation, {}).get(name)
         if snapshot is None or snapshot.index is None:
             return None
-        memory = self._memory[generation][name]
+        memory = self._memory[seen.generation][name]
         columns = self._tables[name].columns
         files_max = _CHOSEN_FILES_MAX_REMOTE if snapshot.is_remote else _CHOSEN_FILES_MAX
         if self._bars is not None and table != log_table(table):
             of = table.rpartition(".")[2]
-            return self._bars.select_where(generation, of, snapshot, memory, conditions, files_max=files_max)
-        return chosen_sql(snapshot, memory, columns, conditions, files_max=files_max)
+            return self._bars.select_where(seen.generation, of, snapshot, memory, conditions, files_max=files_max)
+        return chosen_sql(snapshot, memory, columns, conditions, files_max=files_max, is_empty=table in seen.empty)
 
     @property
     def bars(self) -> BarsShown | None:

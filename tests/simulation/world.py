@@ -472,10 +472,8 @@ class World:
             self.compare(dataset, rows, offsets, query.cut, least=least)
         if number % 4 in (0, 3):  # files chosen by their bounds, and what was committed lately out of memory
             least = number * 7 % (self.next_id + 1)
-            generation, _ = self.database.positions(query.cursor)
-            chosen = self.publisher.select_where(
-                generation, dataset.table, [Condition(dataset.id_column, ((least, None),))]
-            )
+            seen = self.publisher.seen(query.cursor)
+            chosen = self.publisher.select_where(seen, dataset.table, [Condition(dataset.id_column, ((least, None),))])
             if chosen is not None:
                 where = f"WHERE {dataset.id_column} >= {least}"
                 rows = query.cursor.execute(f"{columns_of(dataset)} FROM ({chosen}) {where}").fetchall()

@@ -112,6 +112,10 @@ class FakeLake:
     def cursor(self) -> Any:
         return self._database.cursor()
 
+    @property
+    def version(self) -> int:
+        return self._database.version
+
     def begin(self, cursor: Any) -> Seen:
         generation, _ = self._database.begin(cursor)
         return Seen(generation, f"generation {generation}")

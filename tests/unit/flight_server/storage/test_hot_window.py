@@ -122,7 +122,7 @@ class World:
         cursor = self.database.cursor()
         seen = self.publisher.begin(cursor)
         cut = Cut.from_text(str(seen.cut)).tables[TRADES.table].offsets
-        chosen = self.publisher.select_where(seen.generation, TRADES.table, conditions)
+        chosen = self.publisher.select_where(seen, TRADES.table, conditions)
         expected = [row for row in self.records if row[1] < cut.next_offset(self.partition(row[0]))]
         found = cursor.execute(f"SELECT {', '.join(ID)} FROM market.trades").fetchall()
         assert sorted(found) == sorted(expected)
@@ -255,7 +255,7 @@ def selected(world: World) -> str | None:
     cursor = world.database.cursor()
     try:
         return world.publisher.select_where(
-            world.publisher.begin(cursor).generation, TRADES.table, [Condition("trade_id", ((25, None),))]
+            world.publisher.begin(cursor), TRADES.table, [Condition("trade_id", ((25, None),))]
         )
     finally:
         cursor.close()
