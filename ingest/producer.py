@@ -97,6 +97,8 @@ class EventProducer:
         self._produce = self._producer.produce
         self.produced = 0
         self.committed = 0
+        #: Of what was produced, the messages of no dataset.
+        self.others = 0
         self.commits = 0
         self.dead_letters = 0
         self.error: K2Error | None = None
@@ -146,7 +148,9 @@ class EventProducer:
 
     def send_to(self, topic: str, key: str, payload: bytes) -> bool:
         """Queue a message that is of no dataset; False when the queue is full. Raises BrokerError."""
-        return self._queue((topic, payload, key), {"on_delivery": self._on_delivery})
+        sent = self._queue((topic, payload, key), {"on_delivery": self._on_delivery})
+        self.others += sent
+        return sent
 
     def _queue(self, positional: tuple[Any, ...], named: dict[str, Any]) -> bool:
         if self.produced - self.committed >= self._queue_max:
