@@ -17,7 +17,7 @@ from confluent_kafka import Producer, TopicPartition
 from confluent_kafka.admin import AdminClient
 
 from common.codec import Encoder
-from common.datasets import DATASETS, INSTRUMENTS, QUOTES, TRADES, Dataset
+from common.datasets import CORE_DATASETS, INSTRUMENTS, QUOTES, TRADES, Dataset
 from common.log import KafkaLog
 from common.offsets import topic_short
 from common.registry import EmbeddedRegistry
@@ -67,7 +67,7 @@ def delete_topic(kafka: KafkaSettings, name: str) -> None:
 
 @pytest.fixture
 def topics(kafka: KafkaSettings) -> None:
-    KafkaLog(kafka).ensure_topics([topic_of(dataset) for dataset in DATASETS.values()])
+    KafkaLog(kafka).ensure_topics([topic_of(dataset) for dataset in CORE_DATASETS])
 
 
 @pytest.fixture

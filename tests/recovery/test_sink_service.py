@@ -11,7 +11,7 @@ import pytest
 from prometheus_client import CollectorRegistry, generate_latest
 
 from common.codec import Encoder
-from common.datasets import DATASETS, INSTRUMENTS, QUOTES, TRADES, Dataset
+from common.datasets import CORE_DATASETS, INSTRUMENTS, QUOTES, TRADES, Dataset
 from common.errors import BrokerError, CatalogError
 from common.log import KafkaLog
 from common.registry import EmbeddedRegistry
@@ -55,7 +55,7 @@ def broker() -> Iterator[EmbeddedBroker]:
 @pytest.fixture
 def kafka(broker: EmbeddedBroker) -> KafkaSettings:
     settings = KafkaSettings.load(bootstrap_servers=broker.bootstrap_servers, request_timeout_ms=3_000)
-    KafkaLog(settings).ensure_topics([topic_of(dataset) for dataset in DATASETS.values()])
+    KafkaLog(settings).ensure_topics([topic_of(dataset) for dataset in CORE_DATASETS])
     return settings
 
 
@@ -96,7 +96,7 @@ def test_three_datasets_land_in_three_tables(
     eventually(lambda: sink.drained(end), what="all is committed")
     sink.stop()
     assert sink.failure is None
-    assert {name: IcebergTable.open(lake, d).rows for name, d in DATASETS.items()} == {
+    assert {d.name: IcebergTable.open(lake, d).rows for d in CORE_DATASETS} == {
         "trades": 500,
         "quotes": 300,
         "instruments": 1,

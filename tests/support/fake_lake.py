@@ -15,7 +15,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from common.datasets import DATASETS
+from common.datasets import CORE_DATASETS
 from common.errors import K2Error, SnapshotNotFound
 from common.offsets import KafkaPartition, PartitionOffsets
 from common.schemas.arrow import table_schema
@@ -90,7 +90,7 @@ class FakeLake:
         self.gap: K2Error | None = None
         self._listeners: list[Callable[[], None]] = []
         with self._database.publication():
-            for dataset in DATASETS.values():
+            for dataset in CORE_DATASETS:
                 columns = self._database.column_types(table_schema(dataset.schema_name))
                 relation = self._database.create_segment(dataset.name, columns)
                 self._database.replace_view(dataset.table, f"SELECT * FROM {relation}")
@@ -127,7 +127,7 @@ class FakeLake:
     def tables(self) -> list[FakeTable]:
         return [
             FakeTable("k2", dataset.namespace, dataset.name, "TABLE", table_schema(dataset.schema_name))
-            for dataset in DATASETS.values()
+            for dataset in CORE_DATASETS
         ] + [
             FakeTable("k2", "research", name, "TABLE", schema)
             for name, schema in self._research_views.schemas().items()

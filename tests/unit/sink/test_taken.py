@@ -9,7 +9,7 @@ import pyarrow as pa
 from hypothesis import given
 from hypothesis import strategies as st
 
-from common.datasets import DATASETS
+from common.datasets import CORE_DATASETS
 from common.offsets import KafkaPartition, PartitionOffsets
 from common.settings import LakeSettings
 from sink.table import IcebergTable
@@ -71,7 +71,7 @@ def test_it_is_read_from_the_tables(tmp_path: Path) -> None:
         "instrument": [instrument("BTCUSDT", "x")],
         "gap": [],
     }
-    for dataset in DATASETS.values():
+    for dataset in CORE_DATASETS:
         offsets = PartitionOffsets({KafkaPartition("c", "t", 0): 9})
         IcebergTable.open(lake, dataset).append(
             table_rows(dataset.schema_name, rows[dataset.schema_name]), PartitionOffsets(), offsets, "one"
