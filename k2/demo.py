@@ -27,7 +27,7 @@ from rich.console import Console
 from rich.live import Live
 
 from clients import Connection, connect
-from common.datasets import DATASETS
+from common.datasets import CORE_DATASETS, DATASETS
 from common.errors import SettingsError, Unavailable
 from common.log import KafkaLog
 from common.settings import (
@@ -322,7 +322,7 @@ class Demo:
         asked = answers(connection)
         rows = {
             dataset.table: int(connection.arrow(f"SELECT count(*) FROM {dataset.table}").column(0)[0].as_py())
-            for dataset in DATASETS.values()
+            for dataset in CORE_DATASETS
         }
         cursor = parts.server.lake.cursor()
         try:
