@@ -5,7 +5,8 @@ again, and where the table is partitioned by day lies within one. New bars go in
 time; the newest file is written anew with each commit until it is full. So a commit of further trades writes the newest
 file, and one of a late trade the one file of its time, however large the table is; and there is nothing to compact.
 
-A file of 100,000 bars has about 5 MB, and is read, merged and written in 0.3 s of a core.
+A file of 100,000 made-up bars of a minute had 2.2 MB; reading it, merging 7,200 bars into it and writing it took 0.09 s
+of a core.
 """
 
 from __future__ import annotations
