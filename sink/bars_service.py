@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
@@ -31,12 +31,18 @@ class BarsService(Collector):
 
     What a round cannot do (a catalog that does not answer, a volume that does not fit) is told and tried again; the
     bars are as they were until then, and the trades go on.
+
+    `is_ours` says whether this one is to work now: of several sinks on the same tables one is enough. Two that believe
+    so at the same moment are no harm, since the tables are the fence.
     """
 
-    def __init__(self, lake: LakeSettings, clock: Clock, *, interval_ms: int) -> None:
+    def __init__(
+        self, lake: LakeSettings, clock: Clock, *, interval_ms: int, is_ours: Callable[[], bool] = lambda: True
+    ) -> None:
         self._lake = lake
         self._clock = clock
         self._interval_s = interval_ms / 1000
+        self._is_ours = is_ours
         self._stopping = threading.Event()
         self._worker: BarsWorker | None = None
         self._thread = threading.Thread(target=self._run, name="k2-sink-bars", daemon=True)
@@ -76,6 +82,11 @@ class BarsService(Collector):
         failures = 0
         while True:
             is_last = self._stopping.is_set()
+            if not self._is_ours():
+                if is_last:
+                    return
+                self._stopping.wait(self._interval_s)
+                continue
             try:
                 if self._worker is None:
                     self._worker = open_worker(self._lake, self._clock)

@@ -75,7 +75,11 @@ class SinkService:
         self._stopping = threading.Event()
         self._failure: BaseException | None = None
         has_bars = settings.bars and TRADES in self._datasets
-        self.bars = BarsService(lake, self._clock, interval_ms=settings.bars_interval_ms) if has_bars else None
+        self.bars = (
+            BarsService(lake, self._clock, interval_ms=settings.bars_interval_ms, is_ours=self._keeps_bars)
+            if has_bars
+            else None
+        )
         if registry is not None:
             registry.register(StatsCollector(lambda: self.stats().values(), lambda: self._failure is None))
             if self.bars is not None:
@@ -131,6 +135,11 @@ class SinkService:
         for one in stats:
             done = done.advanced(one.read).advanced(one.committed)
         return bool(stats) and not any(one.holding for one in stats) and done.covers(end_offsets)
+
+    def _keeps_bars(self) -> bool:
+        """Of the sinks of a group, the one that reads the first partition of the trades keeps the bars."""
+        worker = self._workers.get(TRADES.name)
+        return worker is not None and worker.has_first_partition
 
     def _worker(self, dataset: Dataset, decoder: Decoder, finder: _SourceFinder) -> Worker:
         table = IcebergTable.open(self._lake, dataset)

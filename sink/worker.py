@@ -160,6 +160,16 @@ class SinkWorker(Generic[F]):
         finally:
             self._note()
 
+    @property
+    def has_first_partition(self) -> bool:
+        """Whether partition 0 of the first topic is this worker's; of the workers of a group it is one's, or for a
+        moment none's. Without a group always, in one without topics never. May be read from any thread.
+        """
+        found = self._found
+        if self._member is None or found is None or not found.topics:
+            return self._member is None
+        return Share(min(found.topics), 0) in self._shares
+
     def close(self) -> None:
         """Give up the log; what is held is dropped and will be read again by the next worker."""
         self._consumer.close()

@@ -89,6 +89,14 @@ def test_two_workers_share_the_partitions_and_each_record_lands_once(team: Team)
     assert team.landed() == Counter(range(50))
 
 
+def test_one_worker_of_a_group_has_the_first_partition_and_a_worker_alone_always(team: Team) -> None:
+    workers = [team.join(), team.join()]
+    team.produce(8)
+    team.drain()
+    assert [worker.has_first_partition for worker in workers].count(True) == 1
+    assert team.bench.worker().has_first_partition
+
+
 def test_what_is_held_of_partitions_that_go_is_committed_before_they_go(team: Team) -> None:
     one = team.join()
     team.settle()

@@ -37,6 +37,13 @@ def test_a_stop_takes_in_what_is_there(bench: BarsBench) -> None:
     assert registry.get_sample_value("k2_bars_commits_total", {"table": "market.bars_1s"}) == 1
 
 
+def test_one_whose_turn_it_is_not_leaves_the_bars_to_another(bench: BarsBench) -> None:
+    service = BarsService(bench.lake, SystemClock(), interval_ms=3_600_000, is_ours=lambda: False)
+    service.start()
+    assert service.stop(60)
+    assert service.stats() == {}
+
+
 def test_a_catalog_that_does_not_answer_ends_nothing(bench: BarsBench) -> None:
     (bench.lake.data_dir / "catalog.db").write_bytes(b"no database" * 1_000)
     service = BarsService(bench.lake, SystemClock(), interval_ms=100)
