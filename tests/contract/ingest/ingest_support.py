@@ -32,6 +32,11 @@ def eventually(condition: Callable[[], bool], what: str | Callable[[], str]) -> 
         pause.wait(0.002)
 
 
+def dropped(service: IngestService) -> dict[str, int]:
+    """How many duplicates were dropped of each dataset that had any."""
+    return {name: count for name, count in service.stats().duplicates_dropped.items() if count}
+
+
 def quick(**changes: Any) -> IngestSettings:
     """Ingest settings that do not wait, with one connection: of a replay each connection gets the whole."""
     plain = {"backoff_s_first": 0.01, "backoff_s_max": 0.02, "checkpoint_interval_s": 3600, "connections": 1}

@@ -72,7 +72,11 @@ def avro_facts(avro_type: Any) -> tuple[str, bool, dict[str, int]]:
         return "timestamptz", required, {}
     return {
         "enum": ("string", required, {}),
-        "array": ("list<string>", required, {"element": avro_type.get("element-id", 0)}),
+        "array": (
+            f"list<{avro_facts(avro_type.get('items', 'string'))[0]}>",
+            required,
+            {"element": avro_type.get("element-id", 0)},
+        ),
         "map": ("map<string, string>", required, {k: avro_type.get(f"{k}-id", 0) for k in ("key", "value")}),
     }[avro_type["type"]]
 
