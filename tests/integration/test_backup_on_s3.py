@@ -3,8 +3,6 @@ without one."""
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -16,25 +14,17 @@ from sink.recovery.folders import Folder
 from sink.recovery.recover import recover
 from sink.recovery.restore import restore
 from sink.recovery.upkeep import prune_backups, verify_backups
-from tests.integration.s3_server import S3Server, StoreUnavailable
+from tests.integration.s3_server import S3Server
 from tests.support.lakes import fill, lake_at, loaded, rows_of, said_of
 
 _LAKE, _BACKUPS = "lake", "backups"
 
 
 @pytest.fixture(scope="module")
-def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
-    server = S3Server(tmp_path_factory.mktemp("s3"))
-    try:
-        server.start()
-    except StoreUnavailable as why:
-        if os.environ.get("K2_REQUIRE_S3") == "1":
-            pytest.fail(f"K2_REQUIRE_S3 is set and there is no S3 server: {why}")
-        pytest.skip(f"no S3 server: {why}")
+def s3(s3_store: S3Server) -> S3Server:
     for bucket in (_LAKE, _BACKUPS):
-        server.make_bucket(bucket)
-    yield server
-    server.stop()
+        s3_store.make_bucket(bucket)
+    return s3_store
 
 
 def _in_store(s3: S3Server, folder: Path, name: str) -> LakeSettings:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -16,7 +14,7 @@ from common.settings import LakeSettings
 from k2.tables import tables
 from sink.maintenance.orphans import remove_orphans
 from sink.maintenance.verify import verify
-from tests.integration.s3_server import S3Server, StoreUnavailable
+from tests.integration.s3_server import S3Server
 from tests.support.upkeep import append, filled, trade_ids, trades
 
 LATER_US = 4_000_000_000_000_000
@@ -24,17 +22,9 @@ BUCKET = "tidy"
 
 
 @pytest.fixture(scope="module")
-def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
-    server = S3Server(tmp_path_factory.mktemp("s3"))
-    try:
-        server.start()
-    except StoreUnavailable as why:
-        if os.environ.get("K2_REQUIRE_S3") == "1":
-            pytest.fail(f"K2_REQUIRE_S3 is set and there is no S3 server: {why}")
-        pytest.skip(f"no S3 server: {why}")
-    server.make_bucket(BUCKET)
-    yield server
-    server.stop()
+def s3(s3_store: S3Server) -> S3Server:
+    s3_store.make_bucket(BUCKET)
+    return s3_store
 
 
 def test_the_commands_in_their_order(s3: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
