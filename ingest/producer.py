@@ -36,6 +36,8 @@ _TRANSACTION_MS_MAX: Final = 900_000
 #: As what a fatal error of a producer comes out of the next call; SystemError where that took in a delivery report.
 _FATAL: Final = (KafkaException, SystemError)
 _PURGED: Final = frozenset({KafkaError._PURGE_QUEUE, KafkaError._PURGE_INFLIGHT})
+#: What produce says of a transaction that is broken, or of a producer that is. It does not say by what.
+_BROKEN: Final = frozenset({KafkaError._STATE, KafkaError._FATAL})
 _FENCED: Final = frozenset({KafkaError._FENCED, KafkaError.PRODUCER_FENCED, KafkaError.INVALID_PRODUCER_EPOCH})
 #: Longest reason in a dead letter's header.
 _REASON_CHARS_MAX: Final = 1_000
@@ -80,9 +82,10 @@ class EventProducer:
         self._transaction_s = settings.transaction_ms / 1000
         self._give_up_s = settings.delivery_timeout_ms / 1000
         self._queue_max = settings.queue_messages_max
-        #: What is sent while a transaction is committed, as produce takes it; it begins the next one.
+        #: What is sent while a transaction is committed, as produce takes it; it begins the next one. And what is sent
+        #: while the transaction is broken, until the next commit says by what.
         self._held: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
-        self._committing = self._closing = False
+        self._committing = self._closing = self._broken = False
         self._since_us: list[int] = []
         self._encode = {
             name: Encoder(DATASETS[name], registry, topic=info.topic).encode for name, info in self._topics.items()
@@ -153,9 +156,11 @@ class EventProducer:
         return sent
 
     def _queue(self, positional: tuple[Any, ...], named: dict[str, Any]) -> bool:
+        if self.error is not None:
+            raise self.error
         if self.produced - self.committed >= self._queue_max:
             return False
-        if self._committing:
+        if self._committing or self._broken:
             self._held.append((positional, named))
         else:
             try:
@@ -163,9 +168,10 @@ class EventProducer:
             except BufferError:
                 return False
             except KafkaException as error:
-                if error.args[0].code() == KafkaError._FATAL:
-                    self.poll()  # raises what it was
-                raise self._broker_error(f"did not take a message for {positional[0]}", error.args[0]) from None
+                if error.args[0].code() not in _BROKEN:
+                    raise self._broker_error(f"did not take a message for {positional[0]}", error.args[0]) from None
+                self._broken = True
+                self._held.append((positional, named))
         self.produced += 1
         return True
 
@@ -219,7 +225,7 @@ class EventProducer:
         """Make what was sent readable. What is sent meanwhile is kept, and begins the next transaction."""
         if self._committing or not self.queued:
             return
-        count, since_us = self.produced, self._since_us
+        count, since_us = self.produced - len(self._held), self._since_us
         self._since_us, self._committing = [], True
         try:
             await asyncio.to_thread(self._commit_now)
@@ -230,12 +236,15 @@ class EventProducer:
         self.commits += 1
         for one_us in since_us:
             self._timed((now_us - one_us) / 1e6)
-        held, self._held = self._held, []
-        try:
-            for positional, named in held:
+        held, self._held, self._broken = self._held, [], False
+        for number, (positional, named) in enumerate(held):
+            try:
                 self._produce(*positional, **named)
-        except KafkaException as error:
-            raise self._broker_error("did not take a message", error.args[0]) from None
+            except KafkaException as error:
+                if error.args[0].code() not in _BROKEN:
+                    raise self._broker_error("did not take a message", error.args[0]) from None
+                self._broken, self._held = True, held[number:]
+                return
 
     def _commit_now(self) -> None:
         """Blocks, in a thread of its own. Raises BrokerError, and IngestFenced."""
@@ -243,7 +252,7 @@ class EventProducer:
         while not self._closing:
             late = time.monotonic() > deadline_s
             try:
-                if self._producer.flush(_COMMIT_CALL_S) and not late and self.error is None:
+                if not self._broken and self._producer.flush(_COMMIT_CALL_S) and not late and self.error is None:
                     continue
                 if self.error is not None:
                     raise self.error
