@@ -5,6 +5,7 @@
     ├ FeedError            FeedProtocolError, FeedGap, FeedClosed, FeedLimited, FeedRefused
     ├ RecordError          one bad message: dead-letter it, keep its neighbours
     ├ EncodeError          a record does not fit its schema
+    ├ IncompatibleSchema   a schema may not follow those that records were written with
     ├ BrokerError          the log cannot be reached; LogTruncated: it no longer holds the offsets asked for
     ├ CatalogError         the Iceberg catalog or its files cannot be reached or read
     ├ CommitError          CommitConflict, CommitStateUnknown
@@ -86,6 +87,10 @@ class RecordError(K2Error):
 
 class EncodeError(K2Error):
     """A record does not fit its Avro schema; names the field."""
+
+
+class IncompatibleSchema(K2Error):
+    """A schema cannot read what earlier ones of its subject wrote, or its records do not fit their table."""
 
 
 class BrokerError(K2Error):

@@ -168,12 +168,17 @@ class KafkaLog:
                 ids[name] = str(future.result().topic_id)
         return ids
 
-    def ensure_topics(self, names: Iterable[str]) -> None:
-        """Create the topics that do not exist, with the settings' partitions and replicas; returns once `topics` lists
-        them all. Raises BrokerError."""
+    def ensure_topics(self, names: Iterable[str], *, config: Mapping[str, str] | None = None) -> None:
+        """Create the topics that do not exist, with the settings' partitions and replicas and this configuration;
+        returns once `topics` lists them all. Raises BrokerError."""
         settings = self._settings
         new = [
-            NewTopic(name, num_partitions=settings.topic_partitions, replication_factor=settings.topic_replication)
+            NewTopic(
+                name,
+                num_partitions=settings.topic_partitions,
+                replication_factor=settings.topic_replication,
+                config=dict(config or {}),
+            )
             for name in names
         ]
         if not new:

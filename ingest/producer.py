@@ -20,6 +20,7 @@ from common.errors import BrokerError, IngestFenced, K2Error
 from common.log import TopicInfo
 from common.offsets import KafkaPartition, PartitionOffsets
 from common.registry import SchemaRegistry
+from common.schemas.arrow import avro_schema_text
 from common.settings import IngestSettings, KafkaSettings
 from common.telemetry import CORRELATION_KEY, get_logger
 
@@ -66,7 +67,8 @@ class EventProducer:
         timed: Callable[[float], object],
     ) -> None:
         """`topics` maps each dataset's name to its topic. `timed` is told, of a sample of the messages, how many
-        seconds after the time given to `send` they were committed.
+        seconds after the time given to `send` they were committed. Raises BrokerError, and IncompatibleSchema when the
+        records' schemas may not follow those that the topics have.
         """
         self._clock = clock
         self._timed = timed
@@ -87,6 +89,9 @@ class EventProducer:
         self._held: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
         self._committing = self._closing = self._broken = False
         self._since_us: list[int] = []
+        registry.register_all(
+            {f"{info.topic}-value": avro_schema_text(DATASETS[name].schema_name) for name, info in self._topics.items()}
+        )
         self._encode = {
             name: Encoder(DATASETS[name], registry, topic=info.topic).encode for name, info in self._topics.items()
         }

@@ -240,7 +240,7 @@ class IngestService:
 
         Raises SettingsError, BrokerError.
         """
-        self._followed = self._caught_up(open_registry(self._kafka.schema_registry_url), self._topics().values())
+        self._followed = self._caught_up(open_registry(self._kafka), self._topics().values())
 
     def listener(self) -> HeartbeatListener:
         """What hears the ingest that writes what this one would. Blocks. Raises BrokerError."""
@@ -339,7 +339,7 @@ class IngestService:
 
     def _prepare(self) -> None:
         """Topics, ledger, producer. Blocking."""
-        registry = open_registry(self._kafka.schema_registry_url)
+        registry = open_registry(self._kafka)
         topics = self._topics()
         producer = EventProducer(
             self._kafka,

@@ -92,7 +92,7 @@ class SinkService:
         """
         self._finder = _SourceFinder(KafkaLog(self._kafka), (*self._datasets, *self._dormant))
         self._finder.look()
-        schemas = open_registry(self._kafka.schema_registry_url)
+        schemas = open_registry(self._kafka)
         try:
             for dataset in self._datasets:
                 self._workers[dataset.name] = self._worker(dataset, Decoder(dataset, schemas), self._finder)
@@ -235,7 +235,7 @@ class SinkService:
         finder = self._finder
         assert finder is not None
         for dataset in [dataset for dataset in self._dormant if finder.sources(dataset).topics]:
-            schemas = open_registry(self._kafka.schema_registry_url)
+            schemas = open_registry(self._kafka)
             worker = self._worker(dataset, Decoder(dataset, schemas), finder)
             self._workers = {**self._workers, dataset.name: worker}
             self._dormant = tuple(other for other in self._dormant if other is not dataset)

@@ -75,6 +75,7 @@ STATUS: dict[type[errors.K2Error], type[Exception]] = {
     errors.BrokerError: Unavailable,
     errors.LogTruncated: Failed,
     errors.IngestFenced: Internal,
+    errors.IncompatibleSchema: Internal,
     errors.CatalogError: Unavailable,
     errors.CommitError: Internal,
     errors.CommitConflict: Internal,

@@ -291,7 +291,7 @@ class Lake:
         self._ask_for(self._bars)
         self.publish_research()
         self._reader = KafkaLogReader(self._kafka, client_id="k2-tail")
-        registry = open_registry(self._kafka.schema_registry_url)
+        registry = open_registry(self._kafka)
         self._publisher = Publisher(
             self._database,
             self._reader,

@@ -24,7 +24,7 @@ from common.schemas.arrow import avro_schema, avro_schema_text
 from tests.support.records import trade
 
 REGISTRY = EmbeddedRegistry()
-ENCODERS = {name: Encoder(dataset, REGISTRY, topic="t") for name, dataset in DATASETS.items()}
+ENCODERS = {name: Encoder(dataset, REGISTRY, topic=f"t.{name}") for name, dataset in DATASETS.items()}
 DECODERS = {name: Decoder(dataset, REGISTRY) for name, dataset in DATASETS.items()}
 PARSED = {name: fastavro.parse_schema(json.loads(avro_schema_text(d.schema_name))) for name, d in DATASETS.items()}
 

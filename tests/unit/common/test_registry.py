@@ -1,82 +1,154 @@
-"""Schemas by id: the embedded registry, and Confluent's protocol against a small server that speaks it."""
+"""Schemas by id: the embedded registry, alone and at a broker, and Confluent's protocol against a small server."""
 
 from __future__ import annotations
 
 import json
-import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-from common.errors import BrokerError
-from common.registry import ConfluentRegistry, EmbeddedRegistry, UnknownSchema, open_registry
+from common.datasets import TRADES
+from common.errors import BrokerError, IncompatibleSchema
+from common.registry import (
+    SCHEMAS_TOPIC,
+    ConfluentRegistry,
+    EmbeddedRegistry,
+    KafkaRegistry,
+    UnknownSchema,
+    open_registry,
+    schema_id,
+)
 from common.schemas.arrow import avro_schema_text
+from common.settings import KafkaSettings
+from k2.broker import EmbeddedBroker
+from tests.support.kafka import produce
+from tests.support.schema_registry import schema_registry
+from tests.support.versions import changed, trade_2_1, without
+
+TRADE = avro_schema_text("trade")
+SUBJECT = f"{TRADES.topic(asset_class='crypto', exchange='binance')}-value"
+#: May follow the packaged schema, and not 2.1: the field has another type.
+OTHER_2_1 = trade_2_1(type=["null", "long"])
 
 
 def test_processes_agree_on_ids_without_talking() -> None:
     one, other = EmbeddedRegistry(), EmbeddedRegistry()
-    text = avro_schema_text("trade")
-    schema_id = one.register("market.crypto.trades.binance-value", text)
-    assert other.schema_text(schema_id) == text
+    schema_id = one.register(SUBJECT, TRADE)
+    assert other.schema_text(schema_id) == TRADE
     assert 0 < schema_id < 2**31
 
 
 def test_an_unknown_id_is_said() -> None:
     with pytest.raises(UnknownSchema, match="schema id 7"):
-        open_registry(None).schema_text(7)
+        EmbeddedRegistry().schema_text(7)
 
 
-class _Registry(BaseHTTPRequestHandler):
-    """The two calls of Confluent's API that K2 uses, over HTTP."""
+def test_a_schema_that_may_not_follow_is_refused_with_its_field() -> None:
+    registry = EmbeddedRegistry()
+    with pytest.raises(IncompatibleSchema, match=rf"{SUBJECT} may not follow the packaged one: the field 'price' is g"):
+        registry.register(SUBJECT, without(TRADE, "price"))
+    registry.register(SUBJECT, trade_2_1())
+    with pytest.raises(IncompatibleSchema, match="its version 1: the field 'block_id' is null or long, and was s"):
+        registry.register(SUBJECT, OTHER_2_1)
+    with pytest.raises(UnknownSchema):
+        registry.schema_text(schema_id(OTHER_2_1))
 
-    schemas: dict[int, str]
 
-    def do_POST(self) -> None:
-        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        self.schemas[len(self.schemas) + 1] = body["schema"]
-        self._answer(200, {"id": len(self.schemas)})
+# --- at a broker ------------------------------------------------------------------------------------------------------
 
-    def do_GET(self) -> None:
-        schema_id = int(self.path.split("?")[0].rsplit("/", 1)[1])
-        if schema_id in self.schemas:
-            self._answer(200, {"schema": self.schemas[schema_id]})
-        else:
-            self._answer(404, {"error_code": 40403, "message": "Schema not found"})
 
-    def log_message(self, format: str, *args: object) -> None:
-        pass
+@pytest.fixture(scope="module")
+def kafka() -> Iterator[KafkaSettings]:
+    with EmbeddedBroker() as broker:
+        yield KafkaSettings(bootstrap_servers=broker.bootstrap_servers)
 
-    def _answer(self, status: int, body: object) -> None:
-        data = json.dumps(body).encode()
-        self.send_response(status)
-        self.send_header("Content-Type", "application/vnd.schemaregistry.v1+json")
-        self.send_header("Content-Length", str(len(data)))
-        self.end_headers()
-        self.wfile.write(data)
+
+def _subject(name: str) -> str:
+    return f"market.crypto.trades.{name}-value"
+
+
+def test_what_one_process_registers_all_know(kafka: KafkaSettings) -> None:
+    one, other = open_registry(kafka), open_registry(kafka)
+    number = one.register(_subject("one"), trade_2_1())
+    assert other.schema_text(number) == trade_2_1()
+    assert other.register(_subject("one"), TRADE) == schema_id(TRADE), "an older producer goes on"
+    with pytest.raises(IncompatibleSchema, match="'block_id'"):
+        open_registry(kafka).register(_subject("one"), OTHER_2_1)
+    assert open_registry(kafka).register(_subject("other"), OTHER_2_1), "another subject has its own versions"
+
+
+def test_of_two_that_do_not_go_together_all_take_the_first(kafka: KafkaSettings) -> None:
+    subject = _subject("race")
+    early, late = KafkaRegistry(kafka), KafkaRegistry(kafka)
+    late.register(_subject("race_before"), TRADE)
+    write = late._write
+
+    def write_after_the_other(schema_texts: object) -> None:
+        early.register(subject, trade_2_1())
+        write(schema_texts)  # type: ignore[arg-type]
+
+    late._write = write_after_the_other  # type: ignore[method-assign, assignment]
+    with pytest.raises(IncompatibleSchema, match="'block_id'"):
+        late.register(subject, OTHER_2_1)
+    with pytest.raises(UnknownSchema):
+        KafkaRegistry(kafka).schema_text(schema_id(OTHER_2_1) ^ 1)
+    with pytest.raises(IncompatibleSchema):
+        KafkaRegistry(kafka).register(subject, OTHER_2_1)
+
+
+def test_a_record_that_is_no_schema_counts_for_nobody(kafka: KafkaSettings) -> None:
+    KafkaRegistry(kafka).register(_subject("noise"), TRADE)
+    noise = [b"", b"{}", b"[]", b'{"subject": "s", "schema": "{"}', b'{"subject": "s", "schema": "7"}', None, b"\xff"]
+    produce(kafka, SCHEMAS_TOPIC, noise)
+    assert KafkaRegistry(kafka).register(_subject("noise"), changed(TRADE, "price", doc="Other words."))
+    with pytest.raises(UnknownSchema, match="schema id 7"):
+        KafkaRegistry(kafka).schema_text(7)
+
+
+def test_a_broker_that_is_away_is_a_broker_error() -> None:
+    away = KafkaSettings(bootstrap_servers="127.0.0.1:1", request_timeout_ms=300)
+    assert KafkaRegistry(away).schema_text(schema_id(TRADE)) == TRADE
+    with pytest.raises(BrokerError, match=r"127\.0\.0\.1:1"):
+        KafkaRegistry(away).schema_text(7)
+
+
+# --- Confluent's ------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
 def url() -> Iterator[str]:
-    handler = type("Handler", (_Registry,), {"schemas": {}})
-    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    yield f"http://127.0.0.1:{server.server_port}"
-    server.shutdown()
-    server.server_close()
-    thread.join()
+    with schema_registry() as url:
+        yield url
 
 
 def test_confluents_registry_registers_and_gives_back(url: str) -> None:
-    registry = open_registry(url)
-    schema_id = registry.register("t-value", avro_schema_text("quote"))
-    assert json.loads(ConfluentRegistry(url).schema_text(schema_id)) == json.loads(avro_schema_text("quote"))
+    registry = open_registry(KafkaSettings(schema_registry_url=url))
+    number = registry.register("t-value", avro_schema_text("quote"))
+    assert json.loads(ConfluentRegistry(url).schema_text(number)) == json.loads(avro_schema_text("quote"))
+
+
+def test_confluents_registry_is_asked_for_all_versions_before_another_is_registered(url: str) -> None:
+    registry = ConfluentRegistry(url)
+    assert registry.register_all({SUBJECT: TRADE}) == {SUBJECT: 1}
+    assert registry.register(SUBJECT, trade_2_1()) == 2
+    assert ConfluentRegistry(url).register(SUBJECT, TRADE) == 1, "an older producer goes on"
+    with pytest.raises(IncompatibleSchema, match=r"its version 2: the field 'block_id' is null or long"):
+        ConfluentRegistry(url).register(SUBJECT, OTHER_2_1)
+    with pytest.raises(UnknownSchema):
+        ConfluentRegistry(url).schema_text(3)
+
+
+def test_a_refusal_of_confluents_registry_itself_is_said() -> None:
+    with (
+        schema_registry(refuses={SUBJECT}) as url,
+        pytest.raises(IncompatibleSchema, match=f"{url} refuses the schema of {SUBJECT}"),
+    ):
+        ConfluentRegistry(url).register(SUBJECT, TRADE)
 
 
 def test_confluents_unknown_id_is_said(url: str) -> None:
     with pytest.raises(UnknownSchema, match="schema id 99"):
-        open_registry(url).schema_text(99)
+        open_registry(KafkaSettings(schema_registry_url=url)).schema_text(99)
 
 
 def test_a_registry_that_is_away_is_a_broker_error() -> None:
