@@ -171,7 +171,7 @@ class Normaliser:
             "tick_size": info.tick_size,
             "lot_size": info.lot_size,
             "status": info.status,
-            "company_id": None,
+            "company_id": info.company_id,
             "vendor_data": None,
         }
         text = json.dumps(content, sort_keys=True, ensure_ascii=False, default=str)

@@ -16,6 +16,7 @@ from ingest.simulator import Simulator
 from ingest.standby import StandbyIngest
 from ingest.symbols import read_symbols
 from ingest.venues.registry import BINANCE, COINBASE, VENUES, Venue
+from k2.asx import asx
 from k2.console import DATA_DIR, FILE, kafka_or_embedded, prepared_lake, say, speed_of, start_logging, symbols_of
 from k2.replay import Replay, ReplayDone
 from k2.runner import run_until_stopped
@@ -84,6 +85,7 @@ def _feed_command(venue: Venue) -> click.Command:
 
 for _venue in VENUES.values():
     ingest.add_command(_feed_command(_venue))
+ingest.add_command(asx)
 
 
 @ingest.command()

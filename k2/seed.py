@@ -1,10 +1,12 @@
-"""What the tables hold, as ingest's ledger: how a run on a new, empty broker knows what was taken before (rule 10)."""
+"""What the tables hold, as ingest sees it: how a run on a broker that has forgotten knows what was taken (rule 10)."""
 
 from __future__ import annotations
 
 from common.settings import LakeSettings
+from ingest.asx import EXCHANGE
+from ingest.history import HISTORY_DATASETS, KnownRows
 from ingest.ledger import Ledger
-from sink.taken import read_taken
+from sink.taken import read_taken, rows_of_exchange
 
 
 def ledger_of_tables(lake: LakeSettings) -> Ledger:
@@ -18,3 +20,10 @@ def ledger_of_tables(lake: LakeSettings) -> Ledger:
     for (exchange, symbol), message_id in taken.instruments.items():
         ledger.take_instrument(exchange, symbol, message_id)
     return ledger
+
+
+def history_of_tables(lake: LakeSettings, known: KnownRows) -> None:
+    """Add what the tables hold of ASX. Blocking. Raises CatalogError, SettingsError."""
+    for dataset in HISTORY_DATASETS:
+        for batch in rows_of_exchange(lake, dataset, EXCHANGE):
+            known.add(dataset, batch)

@@ -17,7 +17,7 @@ import contextlib
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Self
+from typing import Any, Self
 
 import pyarrow as pa
 from pyiceberg.catalog import Catalog
@@ -27,6 +27,7 @@ from pyiceberg.exceptions import (
     TableAlreadyExistsError,
     ValidationException,
 )
+from pyiceberg.expressions import AlwaysTrue, EqualTo
 from pyiceberg.io import FileIO, load_file_io
 from pyiceberg.io.pyarrow import pyarrow_to_schema
 from pyiceberg.manifest import DataFile
@@ -74,6 +75,8 @@ TABLE_PROPERTIES: Mapping[str, str] = {
 }
 #: Arrow bytes in memory of one data file; a trade has 190, and about 8 in the file.
 _FILE_BYTES_MAX = 2 * 1024**3
+#: PyIceberg's own typing knows only the arguments that its models are read from JSON with.
+_IS: Any = EqualTo
 
 
 @dataclass(frozen=True)
@@ -246,10 +249,14 @@ class IcebergTable:
             with contextlib.suppress(OSError):
                 self._table.io.delete(path)
 
-    def scan(self, columns: tuple[str, ...]) -> Iterator[pa.RecordBatch]:
-        """The newest loaded snapshot's rows, these columns only, batch by batch. Raises CatalogError."""
+    def scan(self, columns: tuple[str, ...], *, exchange: str | None = None) -> Iterator[pa.RecordBatch]:
+        """The newest loaded snapshot's rows, these columns only, batch by batch; with `exchange` only its own.
+
+        Raises CatalogError.
+        """
+        rows = AlwaysTrue() if exchange is None else _IS("exchange", exchange)
         with translated(f"scan the table {self.name}"):
-            yield from self._table.scan(selected_fields=columns).to_arrow_batch_reader()
+            yield from self._table.scan(rows, selected_fields=columns).to_arrow_batch_reader()
 
     def _check_schema(self) -> None:
         """The table on disk must have the columns, by field id, that this version writes."""

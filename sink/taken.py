@@ -13,7 +13,8 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from common.datasets import INSTRUMENTS, QUOTES, TRADES
+from common.datasets import INSTRUMENTS, QUOTES, TRADES, Dataset
+from common.schemas.arrow import record_schema
 from common.settings import LakeSettings
 from sink.table import IcebergTable
 
@@ -44,6 +45,15 @@ def read_taken(lake: LakeSettings) -> Taken:
             IcebergTable.open(lake, INSTRUMENTS).scan(("exchange", "symbol", "message_id", "updated_time"))
         ),
     )
+
+
+def rows_of_exchange(lake: LakeSettings, dataset: Dataset, exchange: str) -> Iterator[pa.RecordBatch]:
+    """What the newest snapshot of a table holds of one exchange, a batch at a time; a missing table is made.
+
+    Raises SettingsError, CatalogError.
+    """
+    columns = tuple(record_schema(dataset.schema_name).names)
+    yield from IcebergTable.open(lake, dataset).scan(columns, exchange=exchange)
 
 
 def taken_trades(batches: Iterable[pa.RecordBatch]) -> dict[Key, list[tuple[int, int]]]:

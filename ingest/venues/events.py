@@ -107,6 +107,8 @@ class InstrumentInfo(NamedTuple):
     tick_size: Decimal | None
     lot_size: Decimal | None
     status: str | None
+    #: A history vendor's company id.
+    company_id: str | None = None
 
 
 #: Events of the streams that are taken when they are asked for.

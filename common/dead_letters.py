@@ -1,0 +1,146 @@
+"""Dead letters: messages that could not be used, in a topic beside their own, as they were and with the reason.
+
+This is what sink, ingest and the command agree on: the names of the headers, and reading the letters back.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+from common.datasets import dead_letter_topic
+from common.errors import BrokerError
+from common.log import ConsumerBatch, KafkaLog, KafkaLogReader
+from common.settings import KafkaSettings
+
+REASON: Final = "k2-reason"
+#: The topic that the message was in, or was for.
+TOPIC: Final = "k2-topic"
+#: Of a message of the log: where it lay, and the schema id that it begins with, if it does.
+PARTITION: Final = "k2-partition"
+OFFSET: Final = "k2-offset"
+SCHEMA_ID: Final = "k2-schema-id"
+VALUE_OMITTED: Final = "k2-value-omitted"
+#: Of a frame of a venue: which, and when it came.
+EXCHANGE: Final = "k2-exchange"
+RECEIVE_TIME: Final = "k2-receive-time-us"
+#: Of a line of a file: which file, and its number from 1.
+FILE: Final = "k2-file"
+LINE: Final = "k2-line"
+
+_PREFIX: Final = dead_letter_topic("")
+#: What tells one letter from another, besides its bytes. A letter that was written twice has these twice the same.
+_IDENTITY: Final = (TOPIC, PARTITION, OFFSET, EXCHANGE, RECEIVE_TIME, FILE, LINE)
+_ID_BYTES: Final = 6
+_MESSAGES_PER_POLL: Final = 5_000
+
+
+def letter_id(value: bytes | None, headers: Mapping[str, str]) -> str:
+    """The letter's name, 12 hexadecimal digits: a function of what it is about, wherever it was written."""
+    digest = hashlib.blake2b(value or b"", digest_size=_ID_BYTES)
+    for name in _IDENTITY:
+        digest.update(b"\0" + headers.get(name, "").encode())
+    return digest.hexdigest()
+
+
+@dataclass(frozen=True, slots=True)
+class Letter:
+    """One message of a dead-letter topic: the bytes that could not be used, and what its headers say.
+
+    `partition` and `offset` are its own place in the dead-letter topic, `at_us` when the broker took it there.
+    """
+
+    topic: str
+    partition: int
+    offset: int
+    at_us: int
+    value: bytes | None
+    headers: Mapping[str, str]
+
+    @property
+    def id(self) -> str:
+        return letter_id(self.value, self.headers)
+
+    @property
+    def reason(self) -> str:
+        return self.headers.get(REASON, "")
+
+    @property
+    def source_topic(self) -> str:
+        """The topic that the message was in, or was for."""
+        return self.headers.get(TOPIC) or self.topic.removeprefix(_PREFIX)
+
+    @property
+    def source_position(self) -> tuple[int, int] | None:
+        """(partition, offset) of a message of the log; None for what never came into it."""
+        partition, offset = self.headers.get(PARTITION, ""), self.headers.get(OFFSET, "")
+        return (int(partition), int(offset)) if partition.isdecimal() and offset.isdecimal() else None
+
+    @property
+    def schema_id(self) -> int | None:
+        text = self.headers.get(SCHEMA_ID, "")
+        return int(text) if text.isdecimal() else None
+
+    @property
+    def exchange(self) -> str | None:
+        """Of a frame or a line that ingest could not use: whose it is."""
+        return self.headers.get(EXCHANGE)
+
+
+class _LetterReader(KafkaLogReader):
+    """A reader that keeps what comes with each message."""
+
+    def __init__(self, settings: KafkaSettings) -> None:
+        super().__init__(settings, client_id="k2-dead-letters")
+        self.letters: list[Letter] = []
+
+    def _batch(self, topic: str, messages: Sequence[Any]) -> ConsumerBatch:
+        self.letters += map(_letter, messages)
+        return super()._batch(topic, messages)
+
+
+def _letter(message: Any) -> Letter:
+    headers = {name: (value or b"").decode(errors="replace") for name, value in message.headers() or ()}
+    return Letter(
+        message.topic(),
+        message.partition(),
+        message.offset(),
+        message.timestamp()[1] * 1_000,
+        message.value(),
+        headers,
+    )
+
+
+def dead_letter_topics(log: KafkaLog) -> list[str]:
+    """Every dead-letter topic that there is. Raises BrokerError."""
+    return sorted(log.topics(rf"^{_PREFIX.replace('.', chr(92) + '.')}"))
+
+
+def read_letters(kafka: KafkaSettings, topics: Iterable[str]) -> Iterator[Letter]:
+    """Each letter of these dead-letter topics up to the end that they have now, in the order of each partition.
+
+    Topics that do not exist have none. Blocking. Raises BrokerError.
+    """
+    wanted = set(topics)
+    log = KafkaLog(kafka)
+    infos = [info for name, info in log.topics(f"^{_PREFIX}").items() if name in wanted and info.partitions]
+    if not infos:
+        return
+    with contextlib.closing(_LetterReader(kafka)) as reader:
+        reader.assign(log.start_offsets(infos), {info.topic_id: info.topic for info in infos})
+        silent_s_max = kafka.request_timeout_ms / 1000
+        heard_s = time.monotonic()
+        while not reader.at_end():
+            if reader.poll(_MESSAGES_PER_POLL, 0.1):
+                heard_s = time.monotonic()
+            elif time.monotonic() - heard_s > silent_s_max:
+                raise BrokerError(
+                    f"the broker {kafka.bootstrap_servers} did not let the dead letters be read to their end within "
+                    f"{silent_s_max:.0f} s; check the broker and try again"
+                )
+            yield from reader.letters
+            reader.letters.clear()
