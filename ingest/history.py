@@ -215,7 +215,7 @@ class HistoryIngest:
     def run(self, progress: Progress) -> list[FileOutcome]:
         """Blocking. Raises BrokerError, IngestFenced when another run began meanwhile, SettingsError, CatalogError."""
         progress.step("what is there already")
-        registry = open_registry(self._kafka.schema_registry_url)
+        registry = open_registry(self._kafka)
         topics = self._topics()
         producer = EventProducer(
             self._kafka,
