@@ -63,6 +63,7 @@ lock *ARGS:
 docs:
     uv run python docs/tables_page.py
     uv run python docs/settings_page.py
+    uv run python docs/sql_page.py
     uv run python docs/flight_sql_page.py
     uv run python docs/reliability_page.py
 

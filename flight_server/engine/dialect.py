@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Set
+from dataclasses import dataclass, replace
 
 import duckdb
 
@@ -38,6 +39,10 @@ class Consistent:
 
     scalars: frozenset[str] = frozenset()
     functions: frozenset[str] = frozenset()
+
+    def with_functions(self, more: Set[str]) -> Consistent:
+        """With further functions of groups of rows."""
+        return replace(self, functions=self.functions | more)
 
 
 _SYSTEM_FUNCTIONS = ["current_catalog", "current_database", "current_schema", "current_schemas", "typeof", "version"]
@@ -80,6 +85,7 @@ def consistent_of(cursor: duckdb.DuckDBPyConnection) -> Consistent:
         "SELECT lower(keyword_name) FROM duckdb_keywords() UNION SELECT lower(type_name) FROM duckdb_types() "
         "EXCEPT SELECT lower(function_name) FROM duckdb_functions()"
     )
+    words |= {"try"}  # in neither list; the same as what it is tried on
     scalars = names(
         "SELECT lower(function_name) FROM duckdb_functions() GROUP BY 1 "
         "HAVING bool_and(function_type = 'scalar' AND stability = 'CONSISTENT')"

@@ -39,6 +39,7 @@ from flight_server.engine.control import Subscribe
 from flight_server.engine.cursors import CursorPool
 from flight_server.engine.dialect import Dialect, consistent_of, dialect_of
 from flight_server.engine.errors import translated
+from flight_server.engine.market_functions import MarketFunctions
 from flight_server.engine.parameters import Row, count_mismatch, rows_of
 from flight_server.engine.pending import Pending
 from flight_server.engine.places import HomePlace, Place, PoolPlace
@@ -55,6 +56,7 @@ from flight_server.engine.statements import CUT, Statement, StatementKind
 from flight_server.engine.subscriptions import Followed, Subscription, Subscriptions
 from flight_server.engine.table_functions import CHANGES
 from flight_server.engine.watchdog import About, Watchdog, Watched
+from flight_server.storage.macros import MACROS
 
 #: Statements whose plan is remembered. A plan is some kilobytes; dashboards repeat tens of texts.
 _PLANS_MAX = 1_024
@@ -135,6 +137,7 @@ class Engine:
         self._parsed: OrderedDict[str, Statement] = OrderedDict()
         self._parameters: OrderedDict[str, pa.Schema] = OrderedDict()
         self._sources = Sources(lake)
+        self._market = MarketFunctions(lake, self._cursors, self._sources)
         self._endpoints = settings.endpoints_max or max(1, (os.cpu_count() or 1) // 2)
         self._results = Results(bytes_max=settings.result_cache_bytes_max, registry=registry)
         self._subscriptions = Subscriptions(lake, self._cursors, self._admission, settings, clock)
@@ -307,6 +310,7 @@ class Engine:
         parameters = request.parameters
         rows = [(None,) * len(statement.parameters)] if unbound else bound_rows(statement, parameters)
         values = values_of(statement, rows[0] if rows else (None,) * len(statement.parameters))
+        statement = self._market.expanded(statement, planner, None if unbound else values, runs=len(rows))
         source = self._sources.source(statement, session, planner.parser, None if unbound else values)
         if source is not None and source.changes and len(rows) > 1 and statement.parameters:
             raise Unsupported(f"{CHANGES} takes one set of parameters at a time; run the statement once for each")
@@ -508,7 +512,7 @@ class Engine:
             id=statement_id or secrets.token_bytes(12),
             principal=caller.principal if caller is not None else "",
             session_id=caller.session_id if caller is not None else "",
-            text=statement.text,
+            text=statement.sent or statement.text,
             kind=kind,
             began_us=self._clock.now_us(),
             deadline_s=started_s + timeout_s,
@@ -766,7 +770,7 @@ class Engine:
                     {(CATALOG, activity.OPS, name): columns for name, columns in activity.TABLES.items()},
                 )
                 self._dialect = self._dialect or dialect_of(cursor)
-                consistent = consistent_of(cursor)
+                consistent = consistent_of(cursor).with_functions({macro.name for macro in MACROS})
                 self._results.learn(consistent)
                 self._sources.learn(consistent)
             except duckdb.Error as error:
@@ -806,10 +810,12 @@ class _Plan:
 
 @contextlib.contextmanager
 def _explained(source: Source | None, statement: Statement) -> Iterator[None]:
-    """An error of planning in the words of the instant that is read."""
+    """An error of planning in the words of the instant that is read, and without a line that was never sent."""
     try:
         yield
     except StatementError as error:
+        if statement.sent is not None:
+            raise type(error)(str(error).partition("\n")[0]) from None
         if source is None or not source.columns:
             raise
         raise source.explained(error, statement) from None

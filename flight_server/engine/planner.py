@@ -27,6 +27,7 @@ from flight_server.engine.parameters import asked_for
 from flight_server.engine.session_options import CATALOG, MARKET, RESEARCH, search_path
 from flight_server.engine.shapes import described, without_dictionaries
 from flight_server.engine.statements import CUT, Statement, StatementKind, parse
+from flight_server.storage.macros import MACROS
 
 Values = Sequence[object] | Mapping[str, object]
 
@@ -67,6 +68,8 @@ class Planner:
             self._root.execute(f"CREATE TABLE {relation} AS FROM k2_shape")
             self._root.unregister("k2_shape")
         self._root.execute(f"CREATE MACRO {CATALOG}.{MARKET}.{CUT}() AS CAST(NULL AS VARCHAR)")
+        for macro in MACROS:
+            self._root.execute(macro.create(CATALOG))
         self._root.execute("SET enable_external_access = false")
         self._root.execute("SET lock_configuration = true")
         self._cursors = CursorPool(self._cursor, idle_max=4)

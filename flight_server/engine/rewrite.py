@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,14 +21,14 @@ import duckdb
 from common.errors import InvalidStatement, Unsupported
 from flight_server.engine.errors import translated
 from flight_server.engine.predicates import Comparison, comparisons_of
-from flight_server.engine.tokens import Token, tokens_of
+from flight_server.engine.tokens import Token, qualified_name, tokens_of
 
 #: How the names of K2's own table functions begin.
 _OWN = "k2_"
 #: Table functions that read a table which their argument names.
 _READ_BY_NAME = frozenset({"query_table", "query"})
 #: The name of an argument, as in `to_cut => ...`.
-_NAMED = re.compile(r"^\s*\w+\s*(?:=>|:=|=)\s*")
+_NAMED = re.compile(r"""^\s*(?:\w+|"(?:[^"]|"")*")\s*(?:=>|:=|=)\s*""")
 _STRING = re.compile(r"'(?:[^']|'')*'")
 Json = Mapping[str, Any]
 
@@ -58,7 +58,7 @@ class TableRef:
 class Argument:
     """One argument of a table function as it stands in the text; `parameter` where it is one, by name or number.
 
-    `has_subquery` when it would read something.
+    `has_subquery` when it would read something; `parameters` are those that stand in it, numbers in order.
     """
 
     text: str
@@ -66,6 +66,7 @@ class Argument:
     parameter: str | None = None
     has_parameter: bool = False
     has_subquery: bool = False
+    parameters: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -99,10 +100,11 @@ class Tree:
     reads_by_name: bool
 
 
-def tree_of(text: str, cursor: duckdb.DuckDBPyConnection) -> Tree:
+def tree_of(text: str, cursor: duckdb.DuckDBPyConnection, functions: Set[str] = frozenset()) -> Tree:
     """Read one SELECT, or what counts as one (FROM, VALUES, TABLE, PIVOT, DESCRIBE, SHOW, SUMMARIZE).
 
-    `cursor` only parses. Raises InvalidStatement when the text is no such statement, or nested too deeply to be read.
+    `cursor` only parses; `functions` are the names, lower case, of K2's own table functions beside those in k2_. Raises
+    InvalidStatement when the text is no such statement, or nested too deeply to be read.
     """
     try:
         row = cursor.execute(
@@ -114,7 +116,7 @@ def tree_of(text: str, cursor: duckdb.DuckDBPyConnection) -> Tree:
             raise InvalidStatement(str(serialised.get("error_message", "this is no SELECT")).splitlines()[0])
         if len(serialised["statements"]) != 1:
             raise InvalidStatement("the text is not one SELECT")
-        reader = _Reader(text)
+        reader = _Reader(text, functions)
         reader.read(serialised["statements"])
     except duckdb.Error as error:
         raise translated(error) from None
@@ -206,7 +208,8 @@ def constant_text(
 class _Reader:
     """Walks the tree with a stack of its own, so that depth costs no recursion."""
 
-    def __init__(self, text: str) -> None:
+    def __init__(self, text: str, functions: Set[str]) -> None:
+        self._functions = functions
         self.places: list[_Place] = []
         self.columns: list[tuple[int, tuple[str, ...]]] = []
         self.reads_by_name = False
@@ -239,7 +242,7 @@ class _Reader:
             called = node["function"].get("function_name", "").casefold()
             if called in _READ_BY_NAME:
                 self.reads_by_name = True
-            elif called.startswith(_OWN):
+            elif called.startswith(_OWN) or called in self._functions:
                 self.places.append(self._function_place(node, called))
                 return
         if kind == "SHOW_REF" and "query" in node:
@@ -292,8 +295,9 @@ class _Reader:
         return _Place(ref, start, end, span, instead)
 
     def _function_place(self, node: Json, name: str) -> _Place:
-        index = self._index_at.get(node.get("query_location", -1))
-        if index is None or self._tokens[index].name is None or self._tokens[index + 1].sign != "(":
+        begin = self._index_at.get(node.get("query_location", -1))
+        index = begin if begin is None else qualified_name(self._tokens, begin)[1] - 1
+        if begin is None or index is None or index < begin or self._tokens[index + 1].sign != "(":
             raise InvalidStatement(f"the function {name} cannot be found in the text; write its name plainly")
         closing = self._closing(index + 1)
         children = node["function"].get("children", [])
@@ -302,7 +306,7 @@ class _Reader:
             raise InvalidStatement(f"the arguments of {name} cannot be told apart; write each one plainly")
         arguments = tuple(_argument(text, child) for text, child in zip(texts, children, strict=True))
         ref = FunctionRef(name, arguments, node.get("alias"))
-        return _Place(ref, self._tokens[index].start, self._tokens[closing].start + 1, None, "")
+        return _Place(ref, self._tokens[begin].start, self._tokens[closing].start + 1, None, "")
 
     def _arguments(self, opening: int, closing: int) -> list[str]:
         """What stands between the parentheses, taken apart at the commas that are in no others."""
@@ -362,7 +366,17 @@ def _argument(text: str, child: Json) -> Argument:
         child.get("identifier") if child.get("type") == "VALUE_PARAMETER" else None,
         '"VALUE_PARAMETER"' in said,
         '"SUBQUERY"' in said,
+        tuple(sorted(_parameters(child), key=lambda name: int(name) if name.isdigit() else 0)),
     )
+
+
+def _parameters(node: Any) -> list[str]:
+    if isinstance(node, list):
+        return [name for child in node for name in _parameters(child)]
+    if not isinstance(node, dict):
+        return []
+    own = [node["identifier"]] if node.get("type") == "VALUE_PARAMETER" else []
+    return own + [name for child in node.values() for name in _parameters(child)]
 
 
 def _qualifiers(names: Sequence[str], ref: TableRef, schema: str) -> int:

@@ -20,6 +20,7 @@ from common.errors import InvalidStatement, K2Error, StatementError, TableNotFou
 from flight_server.engine.activity import OPS, TABLES
 from flight_server.engine.chosen import Asking, Chosen, Operands, named
 from flight_server.engine.dialect import VARYING_WORDS, Consistent
+from flight_server.engine.market.registry import FUNCTIONS
 from flight_server.engine.planner import Values
 from flight_server.engine.rewrite import (
     FunctionRef,
@@ -259,7 +260,7 @@ class Sources:
         as_then: bool = True,
     ) -> Source | None:
         """With `only` everything is read at `as_of`; unless `as_then`, with the columns of now where no AT is."""
-        tree = self._tree(statement.query, parser)
+        tree = self.tree(statement.query, parser)
         if isinstance(tree, InvalidStatement):
             if as_of:
                 raise tree
@@ -347,7 +348,7 @@ class Sources:
 
         if all(_view_of(ref, self._schema_of(ref, schema)) is None for ref in tables_of(tree)):
             return tree
-        found = self._tree(rewritten(tree, instead, schema=schema), parser)
+        found = self.tree(rewritten(tree, instead, schema=schema), parser)
         if isinstance(found, InvalidStatement):
             raise found
         return found
@@ -413,7 +414,7 @@ class Sources:
             return []
         if not statement.calls <= self._consistent.scalars or not statement.words.isdisjoint(VARYING_WORDS):
             return []
-        tree = self._tree(statement.query, parser)
+        tree = self.tree(statement.query, parser)
         refs = [] if isinstance(tree, InvalidStatement) else tables_of(tree)
         if len(refs) != 1 or self._schema_of(refs[0], MARKET) != MARKET or isinstance(tree, InvalidStatement):
             return []
@@ -432,7 +433,7 @@ class Sources:
         calls = statement.calls - self._consistent.scalars
         if calls:
             raise InvalidStatement(f"{min(calls)}(...) cannot be answered row by row as rows arrive; {_BY_ROW}")
-        tree = self._tree(statement.query, parser)
+        tree = self.tree(statement.query, parser)
         if isinstance(tree, InvalidStatement):
             raise tree
         refs = tables_of(tree)
@@ -455,7 +456,7 @@ class Sources:
             return None
         if not _is_utc(session):
             return None
-        tree = self._tree(statement.query, parser)
+        tree = self.tree(statement.query, parser)
         if isinstance(tree, InvalidStatement) or tree.reads_by_name:
             return None
         schema = session.options.schema if session is not None else MARKET
@@ -484,13 +485,14 @@ class Sources:
         """Raises InvalidStatement, SnapshotNotFound or Unavailable unless the trades can be read as of this."""
         self._lake.table_cut(f"{MARKET}.trades", parse_as_of(as_of))
 
-    def _tree(self, query: str, parser: Parser) -> Tree | InvalidStatement:
+    def tree(self, query: str, parser: Parser) -> Tree | InvalidStatement:
+        """A query, read; or why it cannot be."""
         with self._lock:
             found = self._trees.get(query)
         if found is None:
             try:
                 with parser() as cursor:
-                    found = tree_of(query, cursor)
+                    found = tree_of(query, cursor, FUNCTIONS.keys())
             except InvalidStatement as error:
                 found = error
             with self._lock:

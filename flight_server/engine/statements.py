@@ -56,7 +56,7 @@ class Statement:
     EXPLAIN). `parameters` are the names in the order of binding: "1", "2" for `?` and `$1`. `reads_tables` is False
     only when the text cannot name a table at all. `words` are all names in it, lower case, `calls` those before a
     parenthesis; `is_ordered` tells of an ORDER BY over the whole result. `detail` is what a statement that is no query
-    is about; `subscribed` is the query of a SUBSCRIBE.
+    is about; `subscribed` is the query of a SUBSCRIBE; `sent` is what was sent where market functions stood in it.
     """
 
     text: str
@@ -69,6 +69,7 @@ class Statement:
     is_ordered: bool = False
     detail: Change | SetOptions | TransactionVerb | Kill | Subscribe | None = None
     subscribed: Statement | None = None
+    sent: str | None = None
 
     @property
     def is_query(self) -> bool:

@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from common.offsets import PartitionOffsets
+from flight_server.storage.exact import digits, rounded_quotient
 from flight_server.storage.file_index import Condition
 from flight_server.storage.read_view import (
     Snapshot,
@@ -32,7 +33,7 @@ _KEY_COLUMNS = ("exchange", "symbol", "bar_start")
 _KEYS = ", ".join(_KEY_COLUMNS)
 #: What of a trade goes into its bar.
 TRADE_COLUMNS = ("exchange", "symbol", "trade_id", "event_time", "price", "quantity")
-_NOTIONAL_MAX = "CAST(9999999999999999999999.9999999999999999 AS DECIMAL(38,16))"
+NOTIONAL_MAX = "CAST(9999999999999999999999.9999999999999999 AS DECIMAL(38,16))"
 
 
 def bars_sql(width_us: int, columns: Mapping[str, str], held: str, beyond: str) -> str:
@@ -189,34 +190,18 @@ def _as_part(select: str) -> str:
 
 def _finished(parts: str, columns: Mapping[str, str]) -> str:
     """Bars out of parts of them that are whole."""
-    whole = f"CASE WHEN is_whole AND abs(notional) <= {_NOTIONAL_MAX} THEN notional END"
+    whole = f"CASE WHEN is_whole AND abs(notional) <= {NOTIONAL_MAX} THEN notional END"
     rows = (
         "SELECT exchange, symbol, bar_start, open_trade.price AS open, high, low, close_trade.price AS close, volume, "
         f"{whole} AS notional, trade_count, open_trade.id AS first_trade_id, close_trade.id AS last_trade_id, "
         f"open_trade.time AS open_time, close_trade.time AS close_time FROM ({parts})"
     )
-    return f"SELECT {_cast(columns)} FROM (SELECT *, {_VWAP} AS vwap FROM ({rows}))"
+    return f"SELECT {_cast(columns)} FROM (SELECT *, {VWAP} AS vwap FROM ({rows}))"
 
 
 def _cast(columns: Mapping[str, str]) -> str:
     return ", ".join(f"CAST({quoted(name)} AS {kind}) AS {quoted(name)}" for name, kind in columns.items())
 
 
-def _digits(column: str) -> str:
-    """A decimal's digits as an integer."""
-    return f"CAST(replace(CAST(abs({column}) AS VARCHAR), '.', '') AS HUGEINT)"
-
-
-def _vwap() -> str:
-    """Notional by volume in steps of 10^-8, which is the quotient of their digits, 16 and 8 of them behind the point.
-
-    In integers, for DuckDB divides decimals as doubles. Half goes to the even step.
-    """
-    quotient, rest = (f"({_digits('notional')} {sign} {_digits('volume')})" for sign in ("//", "%"))
-    other = f"({_digits('volume')} - {rest})"
-    up = f"CASE WHEN {rest} > {other} OR ({rest} = {other} AND {quotient} % 2 = 1) THEN 1 ELSE 0 END"
-    steps = f"CAST(({quotient} + {up}) * sign(notional) AS DECIMAL(18,0))"
-    return f"CASE WHEN volume != 0 THEN CAST({steps} * CAST(0.00000001 AS DECIMAL(9,8)) AS DECIMAL(18,8)) END"
-
-
-_VWAP = _vwap()
+#: Notional by volume.
+VWAP = rounded_quotient(digits("notional"), digits("volume"))

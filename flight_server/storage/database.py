@@ -21,6 +21,7 @@ import pyarrow as pa
 from common.datasets import MARKET, OPS
 from common.errors import SettingsError, Unavailable
 from common.settings import FlightSettings, LakeSettings
+from flight_server.storage.macros import MACROS
 from flight_server.storage.read_view import literal, quoted
 
 CATALOG = "k2"
@@ -77,6 +78,8 @@ class Database:
         self._root.execute(f"CREATE SCHEMA {TAIL}")
         self._root.execute(f"CREATE SCHEMA {RESEARCH}")
         self._root.execute(f"CREATE MACRO {MARKET}.{CUT_FUNCTION}() AS CAST(getvariable('{CUT_FUNCTION}') AS VARCHAR)")
+        for macro in MACROS:
+            self._root.execute(macro.create(CATALOG))
         self._root.execute(f"CREATE TABLE {TAIL}.positions (number INTEGER, next_offset BIGINT)")
         self._root.execute(f"INSERT INTO {TAIL}.positions VALUES ({_GENERATION_ROW}, 0)")
         self._root.execute("SET enable_external_access = false")

@@ -1,0 +1,155 @@
+"""How time is divided into intervals: around the clock, or within the sessions of a calendar. Pure.
+
+Guarantee: `start_of` and `starts` agree: the start of every instant is one of the starts, and instants of no session
+have none. Intervals of a fixed length count from Monday, 2000-01-03, 00:00 UTC, as DuckDB's time_bucket does, so that
+weeks begin on Mondays; calendar months from 2000-01.
+
+Within sessions, intervals that are shorter than a day count from the open of the session, and the last one ends with
+it; days, weeks and months are those of the calendar's zone, and have the trades of its sessions only.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from flight_server.engine.market.arguments import instant_sql
+from flight_server.engine.market.widths import DAY_US, Width
+
+_MONDAY_US = 946_857_600_000_000  # 2000-01-03T00:00:00Z
+_MINUTE_US = 60_000_000
+
+
+@dataclass(frozen=True)
+class Calendar:
+    """Sessions from `open_us` to `close_us` after local midnight, Mondays to Fridays; without `zone`: around the clock.
+    Holidays are not known: they are days without trades."""
+
+    name: str
+    zone: str = "UTC"
+    open_us: int = 0
+    close_us: int = DAY_US
+
+    @property
+    def has_sessions(self) -> bool:
+        return (self.open_us, self.close_us) != (0, DAY_US)
+
+
+#: ASX, normal trading and the closing single price auction, which is over by 16:12.
+CALENDARS = {
+    one.name: one
+    for one in (
+        Calendar("24/7"),
+        Calendar("ASX", "Australia/Sydney", 10 * 60 * _MINUTE_US, (16 * 60 + 12) * _MINUTE_US),
+    )
+}
+
+
+@dataclass(frozen=True)
+class Grid:
+    """The intervals of one width in one calendar. Raises ValueError for a width that the calendar has no use for."""
+
+    width: Width
+    calendar: Calendar = CALENDARS["24/7"]
+
+    def __post_init__(self) -> None:
+        if self.calendar.has_sessions and self.width.us > DAY_US and self.width.us % DAY_US:
+            raise ValueError(
+                f"has intervals of {self.width}, and sessions of {self.calendar.name}; write less than a day, or whole "
+                "days, weeks or months"
+            )
+
+    @property
+    def resolution_us(self) -> int:
+        """All starts and ends are multiples of this since 1970, UTC."""
+        if self.calendar.has_sessions:
+            return math.gcd(self.width.us, _MINUTE_US) if self._is_intraday else _MINUTE_US
+        return math.gcd(self.width.us, DAY_US)
+
+    def start_of(self, time: str) -> str:
+        """The start of the interval that an instant is in, as SQL; NULL in no session. `time` is a column."""
+        if not self.calendar.has_sessions:
+            if self.width.months:
+                return _zoned(f"time_bucket({self._step}, timezone('UTC', {time}))", "UTC")
+            return f"make_timestamptz(epoch_us({time}) - {_modulo(f'epoch_us({time}) - {_MONDAY_US}', self.width.us)})"
+        zone = self.calendar.zone
+        local = f"timezone('{zone}', {time})"
+        day = f"date_trunc('day', {local})"
+        passed = f"(epoch_us({local}) - epoch_us({day}))"
+        if self._is_intraday:
+            since = f"({passed} - {self.calendar.open_us})"
+            start = f"{day} + to_microseconds({self.calendar.open_us} + {since} - {since} % {self.width.us})"
+        else:
+            start = self._day_bucket(day)
+        is_open = (
+            f"isodow({local}) <= 5 AND {passed} >= {self.calendar.open_us} AND {passed} < {self.calendar.close_us}"
+        )
+        return f"CASE WHEN {is_open} THEN {_zoned(start, zone)} END"
+
+    def starts(self, low: int | None, high: int | None) -> str:
+        """An SQL list of the starts of all intervals from that of the instant `low` to the last that begins before
+        `high`, in order. Without one: from the column `first_start`, to the column `last_start`.
+
+        Only those in which a session is.
+        """
+        begin = "first_start" if low is None else instant_sql(low)
+        # The last start that is wanted lies at or before this.
+        end = "last_start" if high is None else instant_sql(high - 1)
+        if self.calendar.has_sessions:
+            return self._session_starts(begin, end, is_bounded=high is not None)
+        first, last = (self.start_of(one) for one in (begin, end))
+        if self.width.months:
+            local = f"generate_series(timezone('UTC', {first}), timezone('UTC', {last}), {self._step})"
+            return f"list_transform({local}, lambda local: {_zoned('local', 'UTC')})"
+        series = f"range(epoch_us({first}), epoch_us({last}) + 1, {self.width.us})"
+        return f"list_transform({series}, lambda us: make_timestamptz(us))"
+
+    @property
+    def _is_intraday(self) -> bool:
+        return not self.width.months and self.width.us < DAY_US
+
+    @property
+    def _step(self) -> str:
+        return f"INTERVAL {self.width.months} MONTH"
+
+    def _day_bucket(self, day: str) -> str:
+        """The local midnight at which the interval of a local midnight begins."""
+        if self.width.months:
+            return f"time_bucket({self._step}, {day})"
+        return f"{day} - to_microseconds({_modulo(f'epoch_us({day}) - {_MONDAY_US}', self.width.us)})"
+
+    def _session_starts(self, begin: str, end: str, *, is_bounded: bool) -> str:
+        zone, opens_us, closes_us = self.calendar.zone, self.calendar.open_us, self.calendar.close_us
+
+        def at(us: object) -> str:
+            return _zoned(f"day + to_microseconds({us})", zone)
+
+        days = (
+            f"list_filter(generate_series(date_trunc('day', timezone('{zone}', {begin})), "
+            f"timezone('{zone}', {end}), INTERVAL 1 DAY), lambda day: isodow(day) <= 5)"
+        )
+        if self._is_intraday:
+            ends = at(f"least(us + {self.width.us}, {closes_us})")
+            wanted = f"lambda us: {at('us')} <= {end} AND {ends} > {begin}"
+            offsets = f"list_filter(range({opens_us}, {closes_us}, {self.width.us}), {wanted})"
+            return f"flatten(list_transform({days}, lambda day: list_transform({offsets}, lambda us: {at('us')})))"
+        # A day is there when some of its session lies between the bounds. `last_start` is a midnight, before its day.
+        opened = f"{at(opens_us)} <= {end} AND " if is_bounded else ""
+        some = f"list_filter({days}, lambda day: {opened}{at(closes_us)} > {begin})"
+        starts = f"list_transform({some}, lambda day: {_zoned(self._day_bucket('day'), zone)})"
+        return f"list_sort(list_distinct({starts}))"
+
+
+def count_of(grid: Grid, low: int, high: int) -> int:
+    """How many intervals lie between two instants, at most and nearly."""
+    width_us = grid.width.us or grid.width.months * 28 * DAY_US
+    return (high - low) // width_us + 2
+
+
+def _zoned(local: str, zone: str) -> str:
+    return f"timezone('{zone}', {local})"
+
+
+def _modulo(dividend: str, divisor: int) -> str:
+    """What is left of an integer above the multiple below it; DuckDB's % takes the sign of the dividend."""
+    return f"(({dividend}) % {divisor} + {divisor}) % {divisor}"
