@@ -27,7 +27,8 @@ from ingest.websocket import Websocket, host_of, open_websocket
 FrameHandler = Callable[[Sequence[bytes], int, str], Awaitable[None]]
 Sleep = Callable[[float], Awaitable[None]]
 
-#: Streams of one message: some 5 KB of text.
+#: Streams of one message, and of a connection's URL: some 5 KB of text. Servers take URLs of 8 KB and few longer ones;
+#: what a shard has more is said once the connection is there.
 _STREAMS_PER_MESSAGE: Final = 200
 
 
@@ -81,6 +82,8 @@ class _Connection:
         self.echo: asyncio.Future[float] | None = None
         self.busy = False
         self.first_frame = asyncio.Event()
+        #: Set while the venue was asked for everything that the shard holds.
+        self.complete = asyncio.Event()
         self.reader: asyncio.Task[str] | None = None
 
     @property
@@ -231,8 +234,10 @@ class Line:
         wanted, dialect = dict.fromkeys(self.shard.streams), self.shard.dialect
         more = [stream for stream in wanted if stream not in current.streams][:_STREAMS_PER_MESSAGE]
         less = [stream for stream in current.streams if stream not in wanted][:_STREAMS_PER_MESSAGE]
-        if not more and not less:
-            return
+        if not more:
+            current.complete.set()
+            if not less:
+                return
         messages = dialect.subscribe(more) if more else dialect.unsubscribe(less)
         for message in messages:
             while (wait_s := current.saying.take(self._clock.monotonic_s())) > 0:
@@ -265,7 +270,7 @@ class Line:
     async def _retire(self, old: _Connection, successor: _Connection) -> None:
         """Close `old` once the successor delivers. What the venue had sent on it until then is still read."""
         assert old.reader is not None and successor.reader is not None
-        delivers = asyncio.ensure_future(successor.first_frame.wait())
+        delivers = asyncio.ensure_future(_delivers(successor))
         try:
             await asyncio.wait({delivers, successor.reader, old.reader}, return_when=asyncio.FIRST_COMPLETED)
             await old.websocket.close()
@@ -297,7 +302,7 @@ class Line:
             url = hosts.pick(clock.monotonic_s())
             if url is None:
                 break
-            streams = self.shard.streams
+            streams = self.shard.streams[:_STREAMS_PER_MESSAGE]
             try:
                 websocket = await open_websocket(
                     url.rstrip("/") + self.shard.dialect.path_of(streams),
@@ -310,7 +315,10 @@ class Line:
                 failure = error
                 continue
             hosts.succeeded(url)
-            return _Connection(websocket, streams, clock.monotonic_s(), self.shard.dialect.messages_per_s_max)
+            connection = _Connection(websocket, streams, clock.monotonic_s(), self.shard.dialect.messages_per_s_max)
+            if len(streams) == len(self.shard.streams):
+                connection.complete.set()
+            return connection
         raise failure from None
 
     def _listen(self, connection: _Connection) -> None:
@@ -348,6 +356,12 @@ class Line:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def _delivers(connection: _Connection) -> None:
+    """Until a frame has come, and the venue was asked for everything."""
+    await connection.complete.wait()
+    await connection.first_frame.wait()
 
 
 class Feed:

@@ -12,7 +12,7 @@ import pytest
 from common.errors import FeedLimited
 from ingest.faults import Fault, FaultKind, FaultPlan
 from ingest.feed import Feed
-from ingest.market import Market
+from ingest.market import Market, market_symbols
 from ingest.reference import ReferenceData
 from ingest.rest import RestClient
 from ingest.simulator import Simulator
@@ -172,6 +172,38 @@ def test_streams_are_added_and_taken_away_while_it_runs(market: Simulator) -> No
             await until(lambda: streams_asked_for() == sorted(session(3)[1] * 2))
             assert source.stats().clients == 4
             assert feed.counters.reconnects == 0
+        finally:
+            task.cancel()
+            await asyncio.wait({task})
+
+    try:
+        run(test)
+    finally:
+        source.stop()
+
+
+def test_a_shard_of_more_streams_than_a_url_can_name_is_whole_before_its_old_connection_ends() -> None:
+    """1,024 names are 18 KB, and servers take URLs of 8 KB: what a URL has no room for is subscribed to."""
+    session = BinanceSession(market_symbols(512))
+    source = Simulator.random_market(Market(session.symbols, seed=1), trades_per_s=500)
+    source.start()
+    correlation_ids: dict[str, None] = {}
+
+    async def handle(frames: Any, receive_time_us: int, correlation_id: str) -> None:
+        correlation_ids[correlation_id] = None
+
+    def streams_of_each() -> list[int]:
+        return [len(client.streams) for client in list(source._clients)]
+
+    async def test() -> None:
+        feed = Feed([source.url], session, session.streams, handle, quick(connections=1), tick_s=0.005)
+        await feed.open()
+        task = asyncio.create_task(feed.run())
+        try:
+            await until(lambda: streams_of_each() == [1_024] and bool(correlation_ids))
+            feed.rotate(next(iter(correlation_ids)))
+            await until(lambda: feed.counters.rotations == 1 and len(streams_of_each()) == 1)
+            assert streams_of_each() == [1_024]
         finally:
             task.cancel()
             await asyncio.wait({task})
