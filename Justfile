@@ -37,7 +37,7 @@ simulate *ARGS:
 bench *ARGS:
     uv run python -m tests.performance {{ ARGS }}
 
-# everything at once while one part after another is killed; not part of the tests: `just soak --minutes 20`
+# everything at once while one part after another is killed; not part of the tests: `just soak --minutes 20`; or while the exchange and the broker fail: `just soak feed`
 soak *ARGS:
     uv run python -m tests.soak {{ ARGS }}
 

@@ -109,11 +109,15 @@ class Market:
         """What the market's symbols are, by its own grid."""
         return [_info(one) for one in self._instruments]
 
+    def next_symbol(self) -> int:
+        """The number of the symbol whose trade comes next. A market of another kind draws otherwise."""
+        draw = self._random.random
+        return int(draw() * draw() * len(self._instruments))  # the first symbols trade most
+
     def step(self, now_us: int) -> tuple[MarketFrame, MarketFrame]:
         """One trade of one symbol, and the book behind it, both as of now."""
         draw = self._random.random
-        instruments = self._instruments
-        one = instruments[int(draw() * draw() * len(instruments))]  # the first symbols trade most
+        one = self._instruments[self.next_symbol()]
         move = draw()
         if move < 0.2:
             one.middle_ticks = max(2, one.middle_ticks - 1)

@@ -122,6 +122,7 @@ class Simulator:
         port: int = 0,
         venue: Literal["binance", "coinbase"] = "binance",
         faults: FaultPlan | None = None,
+        goes_on: bool = False,
         clock: Clock | None = None,
         sleep: Sleep = asyncio.sleep,
     ) -> None:
@@ -132,6 +133,7 @@ class Simulator:
         self._resume = resume
         self._market = market
         self._trades_per_s = trades_per_s
+        self._goes_on = goes_on
         self._host, self._port = host, port
         self._clock = clock or SystemClock()
         self._sleep = sleep
@@ -139,6 +141,7 @@ class Simulator:
         self._clients: dict[_Client, None] = {}
         self._someone = asyncio.Event()
         self._failed: asyncio.Future[None] | None = None
+        self._market_task: asyncio.Task[None] | None = None
         if venue == "coinbase" and market is None:
             raise SettingsError("captures are of Binance; simulate coinbase from a random market, without files")
         self._venue = venue
@@ -164,7 +167,8 @@ class Simulator:
 
     @classmethod
     def random_market(cls, market: Market, *, trades_per_s: float, **options: Any) -> Self:
-        """One market for all connections, so that ids go on over a reconnect; it stands still without any."""
+        """One market for all connections, so that ids go on over a reconnect; it stands still without any, or with
+        `goes_on` trades on, and only REST has what nobody was sent."""
         return cls(market=market, trades_per_s=trades_per_s, **options)
 
     def start(self) -> None:
@@ -204,6 +208,11 @@ class Simulator:
     def announce_shutdown(self) -> None:
         """Send every client Binance's `serverShutdown`. From any thread."""
         self._call(lambda client: client.connection.transport.write(self._shutdown()))
+
+    def close_market(self) -> None:
+        """Trade no more; connections and REST stay as they are. From any thread."""
+        if self._thread.loop is not None and self._thread.running and self._market_task is not None:
+            self._thread.loop.call_soon_threadsafe(self._market_task.cancel)
 
     def drop_connections(self, count: int | None = None) -> None:
         """Cut so many connections off, or all, without a closing handshake, as a network does. From any thread."""
@@ -254,7 +263,7 @@ class Simulator:
             shared: asyncio.Task[None] | None = None
             faults = self._playing(self._follow(self._plan)) if self._plan is not None else None
             if self._market is not None:
-                shared = self._playing(self._play_market(self._market))
+                shared = self._market_task = self._playing(self._play_market(self._market))
             elif self._resume:
                 shared = self._playing(self._play_captures(None))
             try:
@@ -429,11 +438,11 @@ class Simulator:
     async def _deliver(self, frames: Sequence[CaptureFrame], only: _Client | None) -> float:
         """Write the frames to each client that asked for them and wait until its socket takes more.
 
-        Without `only`, waits for a client when there is none; returns the seconds that took.
+        Without `only`, waits for a client when there is none, unless the market goes on; returns the seconds that took.
         """
         waited_s = 0.0
         frames = self._tamper.through(frames)
-        if only is None and not any(client.open for client in self._clients):
+        if only is None and not self._goes_on and not any(client.open for client in self._clients):
             before_s = self._clock.monotonic_s()
             self._someone.clear()
             await self._someone.wait()

@@ -1,4 +1,5 @@
-"""`just soak --minutes 20`: everything at once, for long, while one part after another is killed.
+"""`just soak --minutes 20`: everything at once, for long, while one part after another is killed. `just soak feed` is
+another one, see tests/soak/feed.py.
 
 A simulated exchange, ingest, a broker, sinks, maintenance every few seconds and a Flight SQL server, as processes, at
 half of the rate that this machine was just seen to hold. One SIGKILL a minute to one of them by turns, and a restart.
@@ -11,7 +12,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import subprocess
 import sys
 import tempfile
 import time
@@ -25,23 +25,17 @@ from rich.table import Table
 
 import clients
 from common.clock import SystemClock
-from common.datasets import DATASETS, TRADES
 from common.errors import K2Error
-from common.log import KafkaLog
-from sink.maintenance.stats import stats
-from sink.maintenance.tables import open_tables
-from sink.table import IcebergTable
+from tests.soak import feed
 from tests.soak.asking import Answers, Asker
+from tests.soak.calibration import held_rate
 from tests.soak.parts import Parts, broker, kind_here
+from tests.soak.reports import drained, say, verified
 from tests.soak.sampling import Sample, Sampler
 from tests.soak.sweeping import Sweeper
 
 #: What is killed, by turns.
 VICTIMS = ("ingest", "sink-1", "serve", "maintain")
-_DRAIN_S_MAX = 180.0
-#: Trades are counted over this long to see which rate the machine holds, after as long for it to settle.
-_CALIBRATION_S = 20.0
-_TOO_FAST = 1_000_000.0
 _SAMPLES_SHOWN = 12
 _COUNTS = (
     "SELECT symbol, count(*) AS trades, count(DISTINCT trade_id) AS ids, min(trade_id) AS first_id, "
@@ -64,6 +58,8 @@ class Outcome:
 
 
 def main() -> None:
+    if sys.argv[1:2] == ["feed"]:
+        sys.exit(feed.main(sys.argv[2:]))
     parser = argparse.ArgumentParser(prog="just soak", description=__doc__)
     parser.add_argument("--minutes", type=float, default=20.0)
     parser.add_argument("--rate", type=float, help="trades a second; without it, half of what the machine holds")
@@ -76,8 +72,8 @@ def main() -> None:
     kind = given.broker or kind_here()
     load_before = os.getloadavg()[0]
     with tempfile.TemporaryDirectory(prefix="k2-soak-") as folder:
-        rate = given.rate or _held_rate(Path(folder) / "calibration", kind, given) / 2
-        _say(f"{rate:,.0f} trades a second for {given.minutes:g} minutes on {kind}")
+        rate = given.rate or held_rate(Path(folder) / "calibration", kind, symbols=given.symbols, sinks=given.sinks) / 2
+        say(f"{rate:,.0f} trades a second for {given.minutes:g} minutes on {kind}")
         with broker(kind, Path(folder) / "broker") as servers:
             parts = Parts(servers, Path(folder), rate=rate, symbols=given.symbols, sinks=given.sinks)
             try:
@@ -101,23 +97,6 @@ def main() -> None:
     }
     given.output.write_text(json.dumps(result, indent=1) + "\n")
     sys.exit(1 if outcome.faults else 0)
-
-
-def _held_rate(folder: Path, kind: str, given: argparse.Namespace) -> float:
-    """How many trades a second get into the table when the exchange sends as fast as it can."""
-    with broker(kind, folder / "broker") as servers:
-        parts = Parts(servers, folder, rate=_TOO_FAST, symbols=given.symbols, sinks=given.sinks)
-        try:
-            parts.start_all(maintain=False)
-            time.sleep(_CALIBRATION_S / 2)
-            [table] = open_tables(parts.lake, (TRADES.table,))
-            begin_rows, begin_s = stats(table).rows, time.monotonic()
-            time.sleep(_CALIBRATION_S)
-            rate = (stats(table).rows - begin_rows) / (time.monotonic() - begin_s)
-        finally:
-            parts.kill_all()
-    _say(f"the machine holds {rate:,.0f} trades a second")
-    return rate
 
 
 def _run(parts: Parts, seconds: float, kill_every_s: float) -> Outcome:
@@ -146,12 +125,12 @@ def _run(parts: Parts, seconds: float, kill_every_s: float) -> Outcome:
             parts.kill(victim)
             kills[victim] += 1
             parts.start(victim)
-            _say(f"{time.monotonic() - begin_s:5.0f} s: killed {victim}, it is up again")
+            say(f"{time.monotonic() - begin_s:5.0f} s: killed {victim}, it is up again")
     except K2Error as error:
-        _say(str(error))
+        say(str(error))
     took_s = time.monotonic() - begin_s
     faults += [f"{name} ended with {code}" for name in ("ingest", "simulate") if (code := parts.stop(name))]
-    faults += _drained(parts)
+    faults += drained(parts)
     samples, answers = sampler.end(), asker.end()
     sweeper.end()
     faults += sweeper.faults
@@ -159,7 +138,7 @@ def _run(parts: Parts, seconds: float, kill_every_s: float) -> Outcome:
         counts = connection.arrow(_COUNTS).to_pylist()
     codes = {name: parts.stop(name) for name in ("maintain", *parts.sinks, "serve")}
     faults += [f"{name} ended with {code}" for name, code in codes.items() if code]
-    verified = _verified(parts)
+    reports = verified(parts)
     faults += answers.faults
     faults += [
         f"{row['symbol']} has {row['trades']} trades, {row['ids']} ids" for row in counts if row["trades"] != row["ids"]
@@ -167,33 +146,8 @@ def _run(parts: Parts, seconds: float, kill_every_s: float) -> Outcome:
     missing = sum(row["last_id"] - row["first_id"] + 1 - row["ids"] for row in counts)
     if missing:
         faults.append(f"{missing:,} trades that the exchange sent are missing")
-    faults += [f"{one['table']}: {finding}" for one in verified for finding in one["findings"]]
-    return Outcome(counts, verified, answers, samples, kills, sweeper.deleted, took_s, faults)
-
-
-def _drained(parts: Parts) -> list[str]:
-    """Wait until the tables have taken in all that the log holds."""
-    log = KafkaLog(parts.kafka)
-    deadline_s = time.monotonic() + _DRAIN_S_MAX
-    for dataset in DATASETS.values():
-        end = log.end_offsets(log.topics(dataset.topic_pattern).values())
-        table = IcebergTable.open(parts.lake, dataset)
-        while not table.committed_offsets().covers(end):
-            if time.monotonic() > deadline_s:
-                return [f"{dataset.table} had not taken in the whole log {_DRAIN_S_MAX:.0f} s after the end"]
-            time.sleep(0.5)
-    return []
-
-
-def _verified(parts: Parts) -> list[dict[str, Any]]:
-    """The reports of `k2 tables verify`."""
-    command = [sys.executable, "-m", "k2.cli", "tables", "verify", "--deep", "--json"]
-    done = subprocess.run(
-        [*command, "--data-dir", str(parts.lake.data_dir)], capture_output=True, text=True, check=False
-    )
-    if done.returncode not in (0, 1):
-        raise K2Error(f"k2 tables verify ended with {done.returncode}: {done.stderr.strip()[-300:]}")
-    return [json.loads(line) for line in done.stdout.splitlines()]
+    faults += [f"{one['table']}: {finding}" for one in reports for finding in one["findings"]]
+    return Outcome(counts, reports, answers, samples, kills, sweeper.deleted, took_s, faults)
 
 
 def _as_json(outcome: Outcome) -> dict[str, Any]:
@@ -240,11 +194,6 @@ def _show(outcome: Outcome) -> None:
     for fault in outcome.faults:
         console.print(f"WRONG: {fault}", markup=False)
     console.print("nothing wrong" if not outcome.faults else f"{len(outcome.faults)} things are wrong")
-
-
-def _say(line: str) -> None:
-    sys.stderr.write(f"soak: {line}\n")
-    sys.stderr.flush()
 
 
 if __name__ == "__main__":

@@ -56,7 +56,17 @@ def kind_here() -> str:
 class Parts:
     """The processes by name, `sink-1` and `sink-2` among them."""
 
-    def __init__(self, bootstrap_servers: str, folder: Path, *, rate: float, symbols: int, sinks: int) -> None:
+    def __init__(
+        self,
+        bootstrap_servers: str,
+        folder: Path,
+        *,
+        rate: float,
+        symbols: int,
+        sinks: int,
+        env: Mapping[str, str] | None = None,
+    ) -> None:
+        """`env` are settings that win over the soak's own."""
         self.lake = LakeSettings.load(data_dir=folder / "lake")
         self.kafka = KafkaSettings.load(bootstrap_servers=bootstrap_servers)
         self.uri = f"grpc://127.0.0.1:{_free_port()}"
@@ -74,6 +84,7 @@ class Parts:
         }
         if sinks > 1:
             self._env["K2_SINK_GROUP"] = "soak"
+        self._env |= env or {}
         self._rate, self._symbols = rate, symbols
         self.sinks = [f"sink-{number}" for number in range(1, sinks + 1)]
         self._commands: dict[str, tuple[str, ...]] = {}
@@ -94,10 +105,13 @@ class Parts:
         )
         self.start("simulate")
         found = self._running["simulate"].wait_for(r"simulating (\S+) at (ws\S+)", _START_S_MAX)
-        names, url = found[1], found[2]
+        self.start_behind(found[1], found[2], maintain=maintain, serve=serve)
+
+    def start_behind(self, symbols: str, url: str, *, maintain: bool = True, serve: bool = True) -> None:
+        """As `start_all`, behind an exchange that is there."""
         for name in self.sinks:
             self._commands[name] = ("sink",)
-        self._commands["ingest"] = ("ingest", "binance", "--symbols", names, "--url", url)
+        self._commands["ingest"] = ("ingest", "binance", "--symbols", symbols, "--url", url)
         if maintain:
             self._commands["maintain"] = ("maintain",)
         if serve:
@@ -120,6 +134,10 @@ class Parts:
                 self.kill(name)
                 self.starts_failed[name] = self.starts_failed.get(name, 0) + 1
         raise K2Error(f"{name} did not come up: {''.join(process.lines[-3:]).strip()}")
+
+    def metrics_of(self, name: str) -> str:
+        """Where a part that was given a port for its metrics serves them."""
+        return self._running[name].wait_for(r"metrics at (\S+)")[1]
 
     def kill(self, name: str) -> None:
         """SIGKILL."""

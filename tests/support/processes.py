@@ -13,14 +13,15 @@ from contextlib import contextmanager
 
 
 class Process:
-    """`k2 ...` as a child; everything it says on stderr is kept."""
+    """`k2 ...` as a child; everything it says on stderr is kept. With `module` another one of ours, told lines."""
 
-    def __init__(self, *arguments: str, env: Mapping[str, str]) -> None:
+    def __init__(self, *arguments: str, env: Mapping[str, str], module: str | None = None) -> None:
         self.arguments = arguments
         self.lines: list[str] = []
         self._said = threading.Condition()
         self._child = subprocess.Popen(
-            [sys.executable, "-m", "k2.cli", *arguments],
+            [sys.executable, "-m", module or "k2.cli", *arguments],
+            stdin=None if module is None else subprocess.PIPE,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
             text=True,
@@ -49,23 +50,31 @@ class Process:
         assert match is not None, f"k2 {' '.join(self.arguments)} never said {pattern!r}: {''.join(self.lines[-20:])}"
         return match
 
+    def tell(self, line: str) -> None:
+        """Write a line to its standard input."""
+        assert self._child.stdin is not None
+        self._child.stdin.write(line + "\n")
+        self._child.stdin.flush()
+
     def kill(self) -> None:
         """SIGKILL: no chance to clean up."""
         self._child.kill()
-        self._child.wait()
-        self._listener.join()
+        self._end(None)
 
     def stop(self, timeout_s: float = 20.0) -> int:
         """SIGTERM, and the exit code."""
         if self.running:
             self._child.send_signal(signal.SIGTERM)
-        code = self._child.wait(timeout_s)
-        self._listener.join()
-        return code
+        return self._end(timeout_s)
 
     def wait(self, timeout_s: float) -> int:
+        return self._end(timeout_s)
+
+    def _end(self, timeout_s: float | None) -> int:
         code = self._child.wait(timeout_s)
         self._listener.join()
+        if self._child.stdin is not None:
+            self._child.stdin.close()
         return code
 
     def _listen(self) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import socket
+import urllib.request
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -232,3 +233,29 @@ def test_frames_are_never_sent_to_a_client_that_asked_for_others(tmp_path: Path,
     path.write_bytes(line(0, "btcusdt@depth@100ms", {}) + line(1, "btcusdt@trade", {"t": 1}))
     with client(simulator([path]), "btcusdt@trade") as one:
         assert receive(one, 1) == [{"stream": "btcusdt@trade", "data": {"t": 1}}]
+
+
+def test_a_market_that_goes_on_trades_while_nobody_listens_and_not_any_more_once_it_is_closed() -> None:
+    market = Market(["BTCUSDT"], seed=1)
+    source = Simulator.random_market(market, trades_per_s=500, goes_on=True)
+    source.start()
+    try:
+        eventually(lambda: market.last_trade[1] >= 20, "it trades")
+        with client(source, "btcusdt@trade") as one:
+            assert trade_ids(receive(one, 1))[0] > 20
+        before = market.last_trade[1]
+        eventually(lambda: market.last_trade[1] >= before + 20, "it goes on")
+        source.close_market()
+        looks = [-1]
+
+        def stands_still() -> bool:
+            """In 50 looks, some 100 ms, it would have made 50 trades."""
+            looks.append(market.last_trade[1])
+            return len(looks) > 50 and len(set(looks[-50:])) == 1
+
+        eventually(stands_still, "it stands still")
+        with urllib.request.urlopen(f"http{source.url[2:]}/api/v3/historicalTrades?symbol=BTCUSDT&limit=1") as response:
+            assert [one["id"] for one in json.load(response)] == [market.last_trade[1]]
+        assert source.failure is None
+    finally:
+        source.stop()
