@@ -35,6 +35,7 @@ from tests.performance import (
     bench_recovery,
     bench_sink,
     bench_store,
+    bench_taq,
     bench_verify,
 )
 from tests.performance.figures import Figure
@@ -53,12 +54,13 @@ BENCHES: dict[str, Callable[[float], list[Figure]]] = {
     "read_view": bench_read_view.run,
     "recovery": bench_recovery.run,
     "store": bench_store.run,
+    "taq": bench_taq.run,
     "verify": bench_verify.run,
 }
 
 
 #: These need package registries or minutes: they run when they are named.
-_ON_REQUEST = frozenset({"commits", "peers", "read_view", "recovery", "store", "verify"})
+_ON_REQUEST = frozenset({"commits", "peers", "read_view", "recovery", "store", "taq", "verify"})
 
 
 @dataclass(frozen=True)

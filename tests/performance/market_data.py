@@ -35,8 +35,8 @@ def rows(first: int, count: int, *, symbols: int, days: int, total: int, by_symb
         pa.array(number.astype(np.int32)), pa.array([f"S{number:03d}USDT" for number in range(symbols)])
     ).cast(pa.string())
     times = pa.array(at).cast(pa.timestamp("us", tz="UTC"))
-    price = _decimals(60_000_00000000 + (n * 7919 % 100_000) * 1_000_000, 18)
-    quantity = _decimals(1_000 + (n * 104_729 % 1_000_000), 28)
+    price = decimals(60_000_00000000 + (n * 7919 % 100_000) * 1_000_000, 18)
+    quantity = decimals(1_000 + (n * 104_729 % 1_000_000), 28)
     constant = {"exchange": "binance", "asset_class": "crypto", "currency": "USDT", "source": "stream"}
     columns = {
         "message_id": pa.array(n).cast(pa.string()),
@@ -54,8 +54,13 @@ def rows(first: int, count: int, *, symbols: int, days: int, total: int, by_symb
         "_kafka_partition": pa.array(np.zeros(count, np.int32)),
         "_kafka_offset": pa.array(n),
     } | {name: pa.repeat(value, count) for name, value in constant.items()}
-    schema = table_schema("trade")
+    return table_of("trade", columns, count)
+
+
+def table_of(schema_name: str, columns: dict[str, pa.Array], count: int) -> pa.Table:
+    """`count` rows of a table of K2's: these columns, every other one empty."""
     arrays = []
+    schema = table_schema(schema_name)
     for field in schema:
         if field.name == "trade_conditions":
             empty = pa.array(np.zeros(count + 1, np.int32))
@@ -67,7 +72,7 @@ def rows(first: int, count: int, *, symbols: int, days: int, total: int, by_symb
     return pa.Table.from_arrays(arrays, schema=schema)
 
 
-def _decimals(unscaled: np.ndarray, precision: int) -> pa.Array:
+def decimals(unscaled: np.ndarray, precision: int) -> pa.Array:
     """Non-negative unscaled integers as decimal128(precision, 8): the low and the high word side by side."""
     words = np.zeros((len(unscaled), 2), np.int64)
     words[:, 0] = unscaled
