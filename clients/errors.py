@@ -2,6 +2,7 @@
 
     ClientError(code)
     ├ ConnectError     wrong address, nobody listens there, not a Flight SQL server, not let in
+    ├ ExportError      of clients.export: the folder, the wishes or the files
     └ QueryError       the server was reached and did not run, or did not finish, the statement
 
 `code` is the status in gRPC's words (INVALID_ARGUMENT, NOT_FOUND, UNAVAILABLE, ...), `retryable` whether the same call

@@ -31,6 +31,7 @@ _LAZY = {
     "access": "k2.access:access",
     "backup": "k2.backup:backup",
     "bars": "k2.bars:bars",
+    "export": "k2.export:export",
     "ingest": "k2.feeds:ingest",
     "maintain": "k2.maintain:maintain",
     "query": "k2.query:query",

@@ -37,6 +37,7 @@ HOMES: dict[str, tuple[str, ...]] = {
         "flight_server/storage/research.py",
         "flight_server/storage/research_write.py",
         "flight_server/storage/research_upkeep.py",
+        "clients/export/local_iceberg.py",
     ),
     "confluent_kafka": (
         "common/log.py",

@@ -39,7 +39,7 @@ def k2(*arguments: str, **env: str) -> subprocess.CompletedProcess[str]:
 
 @pytest.mark.parametrize(
     "command",
-    ["", "demo", "ingest", "ingest binance", "ingest replay", "sink", "serve", "broker", "simulate", "query"],
+    ["", "demo", "ingest", "ingest binance", "ingest replay", "sink", "serve", "broker", "simulate", "query", "export"],
 )
 def test_help_reads_well(command: str) -> None:
     done = CliRunner().invoke(cli, [*command.split(), "--help"], prog_name="k2")
