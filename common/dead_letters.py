@@ -7,15 +7,15 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import time
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
 from common.datasets import dead_letter_topic
-from common.errors import BrokerError
 from common.log import ConsumerBatch, KafkaLog, KafkaLogReader
 from common.settings import KafkaSettings
+from common.whole_log import read_whole
 
 REASON: Final = "k2-reason"
 #: The topic that the message was in, or was for.
@@ -31,12 +31,13 @@ RECEIVE_TIME: Final = "k2-receive-time-us"
 #: Of a line of a file: which file, and its number from 1.
 FILE: Final = "k2-file"
 LINE: Final = "k2-line"
+#: A mark beside the letters, without a value: the letter of this id was put back. So is what was put back marked.
+REPLAY_OF: Final = "k2-replay-of"
 
 _PREFIX: Final = dead_letter_topic("")
 #: What tells one letter from another, besides its bytes. A letter that was written twice has these twice the same.
 _IDENTITY: Final = (TOPIC, PARTITION, OFFSET, EXCHANGE, RECEIVE_TIME, FILE, LINE)
 _ID_BYTES: Final = 6
-_MESSAGES_PER_POLL: Final = 5_000
 
 
 def letter_id(value: bytes | None, headers: Mapping[str, str]) -> str:
@@ -90,6 +91,31 @@ class Letter:
         """Of a frame or a line that ingest could not use: whose it is."""
         return self.headers.get(EXCHANGE)
 
+    @property
+    def file(self) -> str | None:
+        """Of a line of a file: which file."""
+        return self.headers.get(FILE)
+
+    @property
+    def line(self) -> int | None:
+        """Of a line of a file: its number, from 1."""
+        text = self.headers.get(LINE, "")
+        return int(text) if text.isdecimal() else None
+
+    @property
+    def replay_of(self) -> str | None:
+        """The id of the letter that was put back, when this is no letter but the mark of that."""
+        return self.headers.get(REPLAY_OF)
+
+
+@dataclass(frozen=True, slots=True)
+class FoldedLetter:
+    """One letter, however often it was written, and how often and when it was put back last."""
+
+    letter: Letter
+    replays: int
+    replayed_at_us: int | None
+
 
 class _LetterReader(KafkaLogReader):
     """A reader that keeps what comes with each message."""
@@ -117,30 +143,42 @@ def _letter(message: Any) -> Letter:
 
 def dead_letter_topics(log: KafkaLog) -> list[str]:
     """Every dead-letter topic that there is. Raises BrokerError."""
-    return sorted(log.topics(rf"^{_PREFIX.replace('.', chr(92) + '.')}"))
+    return sorted(log.topics(f"^{re.escape(_PREFIX)}"))
+
+
+def all_letters(kafka: KafkaSettings) -> list[FoldedLetter]:
+    """Every dead letter that the broker has, once, in the order of their times. Blocking. Raises BrokerError."""
+    return folded(read_letters(kafka, dead_letter_topics(KafkaLog(kafka))))
 
 
 def read_letters(kafka: KafkaSettings, topics: Iterable[str]) -> Iterator[Letter]:
-    """Each letter of these dead-letter topics up to the end that they have now, in the order of each partition.
+    """Each letter and mark of these dead-letter topics, up to their end now, in the order of each partition.
 
     Topics that do not exist have none. Blocking. Raises BrokerError.
     """
     wanted = set(topics)
-    log = KafkaLog(kafka)
-    infos = [info for name, info in log.topics(f"^{_PREFIX}").items() if name in wanted and info.partitions]
-    if not infos:
-        return
+    infos = [info for name, info in KafkaLog(kafka).topics(f"^{re.escape(_PREFIX)}").items() if name in wanted]
     with contextlib.closing(_LetterReader(kafka)) as reader:
-        reader.assign(log.start_offsets(infos), {info.topic_id: info.topic for info in infos})
-        silent_s_max = kafka.request_timeout_ms / 1000
-        heard_s = time.monotonic()
-        while not reader.at_end():
-            if reader.poll(_MESSAGES_PER_POLL, 0.1):
-                heard_s = time.monotonic()
-            elif time.monotonic() - heard_s > silent_s_max:
-                raise BrokerError(
-                    f"the broker {kafka.bootstrap_servers} did not let the dead letters be read to their end within "
-                    f"{silent_s_max:.0f} s; check the broker and try again"
-                )
+        for _ in read_whole(reader, kafka, infos):
             yield from reader.letters
             reader.letters.clear()
+
+
+def folded(letters: Iterable[Letter]) -> list[FoldedLetter]:
+    """Each letter once, in the order of their times, with its marks. Pure.
+
+    A letter that was written twice, after a crash, is one, as it was first.
+    """
+    firsts: dict[str, Letter] = {}
+    marks: dict[str, list[int]] = {}
+    for letter in letters:
+        if letter.replay_of is not None:
+            marks.setdefault(letter.replay_of, []).append(letter.at_us)
+            continue
+        an_id = letter.id
+        if an_id not in firsts or letter.at_us < firsts[an_id].at_us:
+            firsts[an_id] = letter
+    return [
+        FoldedLetter(letter, len(marks.get(an_id, ())), max(marks.get(an_id, ()), default=None))
+        for an_id, letter in sorted(firsts.items(), key=lambda one: (one[1].at_us, one[1].partition, one[1].offset))
+    ]

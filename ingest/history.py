@@ -31,6 +31,7 @@ from common.registry import SchemaRegistry, open_registry
 from common.resilience import retrying
 from common.settings import IngestSettings, KafkaSettings
 from common.telemetry import new_correlation_id
+from common.whole_log import read_whole
 from ingest.asx import ASSET_CLASS, COMPANIES, CURRENCY, EXCHANGE, FOLDERS, AsxParser, AsxRow, quote_key, trade_key
 from ingest.ledger import IdRanges
 from ingest.normaliser import Normaliser
@@ -40,13 +41,10 @@ from ingest.venues.events import InstrumentInfo
 #: The datasets that history fills.
 HISTORY_DATASETS: Final = (TRADES, QUOTES, INSTRUMENTS)
 TRANSACTIONAL_ID: Final = f"k2-ingest-{EXCHANGE}"
-_MESSAGES_PER_POLL: Final = 5_000
 #: Lines between two looks at the broker and at the clock; some 5 ms.
 _LINES_AT_ONCE: Final = 256
 _FULL_QUEUE_WAIT_S: Final = 0.003
 _TOPICS_WAIT_S: Final = 15.0
-#: The log is taken to be out of reach when nothing new of it, and no end, was seen for so many request timeouts.
-_SILENT_TIMEOUTS: Final = 3
 
 
 class Progress(Protocol):
@@ -259,26 +257,13 @@ class HistoryIngest:
     def _read_log(self, registry: SchemaRegistry, topics: Mapping[str, TopicInfo], progress: Progress) -> None:
         """Everything that the log holds of ASX, to its end."""
         decoders = {dataset.name: Decoder(dataset, registry) for dataset in HISTORY_DATASETS}
-        silent_s_max = _SILENT_TIMEOUTS * self._kafka.request_timeout_ms / 1000
         with contextlib.closing(KafkaLogReader(self._kafka, client_id="k2-ingest-history")) as reader:
-            starts = KafkaLog(self._kafka).start_offsets(topics.values())
-            reader.assign(starts, {info.topic_id: info.topic for info in topics.values()})
-            heard_s = self._clock.monotonic_s()
-            while not reader.at_end():
-                batches = reader.poll(_MESSAGES_PER_POLL, 0.1)
+            for batches in read_whole(reader, self._kafka, topics.values()):
                 for batch in batches:
                     dataset = dataset_of_topic(batch.topic)
                     assert dataset is not None
                     self._known.add(dataset, decoders[dataset.name].decode(batch).record_batch)
                     progress.advance(len(batch))
-                now_s = self._clock.monotonic_s()
-                if batches:
-                    heard_s = now_s
-                elif now_s - heard_s > silent_s_max:
-                    raise BrokerError(
-                        f"the broker {self._kafka.bootstrap_servers} did not let ingest read its own log to the end "
-                        f"within {silent_s_max:.0f} s; check the broker and start again"
-                    )
         letters = read_letters(self._kafka, (dead_letter_topic(info.topic) for info in topics.values()))
         self._letters.update(letter.id for letter in letters)
 

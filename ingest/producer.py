@@ -13,6 +13,7 @@ from typing import Any, Final
 
 from confluent_kafka import KafkaError, KafkaException, Producer
 
+from common import dead_letters
 from common.clock import Clock
 from common.codec import Encoder
 from common.datasets import DATASETS, Dataset, dead_letter_topic
@@ -186,8 +187,8 @@ class EventProducer:
         """Queue a frame that cannot be used, byte for byte, with the reason; False when the queue is full."""
         topic = dead_letter_topic(self._topics[dataset.name].topic)
         about = [
-            ("k2-reason", reason[:_REASON_CHARS_MAX].encode(errors="backslashreplace")),
-            ("k2-topic", self._topics[dataset.name].topic.encode()),
+            (dead_letters.REASON, reason[:_REASON_CHARS_MAX].encode(errors="backslashreplace")),
+            (dead_letters.TOPIC, self._topics[dataset.name].topic.encode()),
         ]
         if not self._queue((topic, frame), {"on_delivery": self._on_delivery, "headers": [*headers, *about]}):
             return False

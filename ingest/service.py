@@ -19,6 +19,7 @@ from prometheus_client import CollectorRegistry, Histogram
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from common import dead_letters
 from common.clock import Clock, SystemClock
 from common.datasets import (
     AGG_TRADES,
@@ -649,8 +650,8 @@ class IngestService:
             self._log.warning("a frame goes to the dead letters", reason=error.message, count=count)
         headers = [
             *self._headers,
-            ("k2-exchange", self._session.exchange.encode()),
-            ("k2-receive-time-us", str(receive_time_us).encode()),
+            (dead_letters.EXCHANGE, self._session.exchange.encode()),
+            (dead_letters.RECEIVE_TIME, str(receive_time_us).encode()),
         ]
         while not self._producer.send_dead_letter(self._session.dataset_of_frame(frame), frame, error.message, headers):
             await self._room()

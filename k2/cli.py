@@ -32,6 +32,7 @@ _LAZY = {
     "backup": "k2.backup:backup",
     "bars": "k2.bars:bars",
     "export": "k2.export:export",
+    "dlq": "k2.dlq:dlq",
     "ingest": "k2.feeds:ingest",
     "maintain": "k2.maintain:maintain",
     "query": "k2.query:query",

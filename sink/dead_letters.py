@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 from confluent_kafka import KafkaError, KafkaException, Producer
 
+from common import dead_letters
 from common.codec import HEADER_BYTES, MAGIC
 from common.datasets import dead_letter_topic
 from common.errors import BrokerError, RecordError
@@ -38,13 +39,13 @@ class DeadLetter:
     def headers(self) -> dict[str, bytes]:
         """What a reader of the dead-letter topic is told, as Kafka headers."""
         texts = {
-            "k2-reason": self.reason[:_REASON_CHARACTERS_MAX],
-            "k2-topic": self.topic,
-            "k2-partition": str(self.partition),
-            "k2-offset": str(self.offset),
+            dead_letters.REASON: self.reason[:_REASON_CHARACTERS_MAX],
+            dead_letters.TOPIC: self.topic,
+            dead_letters.PARTITION: str(self.partition),
+            dead_letters.OFFSET: str(self.offset),
         }
         if self.schema_id is not None:
-            texts["k2-schema-id"] = str(self.schema_id)
+            texts[dead_letters.SCHEMA_ID] = str(self.schema_id)
         return {name: text.encode() for name, text in texts.items()}
 
 
@@ -59,6 +60,10 @@ class DeadLetterWriter(Protocol):
         ...
 
     def close(self) -> None: ...
+
+
+def _omitted(letter: DeadLetter) -> dict[str, bytes]:
+    return {dead_letters.VALUE_OMITTED: f"{len(letter.value or b'')} bytes".encode()}
 
 
 def dead_letters_of(batch: ConsumerBatch, errors: Sequence[RecordError]) -> list[DeadLetter]:
@@ -89,12 +94,7 @@ class KafkaDeadLetters:
         self._topics |= missing
         rejected = self._send([(letter, letter.value, letter.headers()) for letter in letters])
         # The broker takes nothing larger than it took at first, and the headers are on top: then the place must do.
-        self._send(
-            [
-                (letter, None, letter.headers() | {"k2-value-omitted": f"{len(letter.value or b'')} bytes".encode()})
-                for letter in rejected
-            ]
-        )
+        self._send([(letter, None, letter.headers() | _omitted(letter)) for letter in rejected])
 
     def close(self) -> None:
         self._producer = None

@@ -1,5 +1,5 @@
 """`ops.sessions` and `ops.statements`: who is connected and what runs, as tables; everybody sees what is their own.
-`ops.commits`, which everybody sees, is the lake's.
+`ops.commits` and `ops.dead_letters`, which everybody sees, are the lake's.
 
 A session's id here is not its cookie, which would let whoever reads it take the session over.
 """
@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 import pyarrow as pa
 
 from flight_server.engine.places import Home
-from flight_server.engine.seam import COMMITS, ListedTable
+from flight_server.engine.seam import COMMITS, DEAD_LETTERS, ListedTable
 from flight_server.engine.session_options import CATALOG
 from flight_server.engine.sessions import Caller, Session
 from flight_server.engine.watchdog import About
@@ -46,7 +46,7 @@ STATEMENTS = pa.schema(
     ]
 )
 #: Table -> its columns.
-TABLES = {"sessions": SESSIONS, "statements": STATEMENTS, "commits": COMMITS}
+TABLES = {"sessions": SESSIONS, "statements": STATEMENTS, "commits": COMMITS, "dead_letters": DEAD_LETTERS}
 #: The type under which they are listed.
 KIND = "SYSTEM TABLE"
 #: A statement's text is cut here.

@@ -676,12 +676,14 @@ class Engine:
         sessions, now_us, now_s = self.sessions.all(), self._clock.now_us(), self._clock.monotonic_s()
         tables = {
             relation_of(table): activity.rows_of(table, caller, sessions, running, now_us, now_s)
-            for table in source.ops - {"commits"}
+            for table in source.ops - {"commits", "dead_letters"}
         }
         if "commits" in source.ops:
             # The texts of the cuts are made only for who may look at them. A million rows: 0.9 s without, 1.8 s with.
             asked = statement is None or "*" in statement.text or "cut" in statement.words
             tables[relation_of("commits")] = self._lake.commits(with_cuts=asked)
+        if "dead_letters" in source.ops:
+            tables[relation_of("dead_letters")] = self._lake.dead_letters()
         return tables
 
     def _session(self, caller: Caller | None, transaction_id: bytes | None) -> Session | None:

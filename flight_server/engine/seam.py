@@ -12,6 +12,7 @@ from common.offsets import PartitionOffsets
 from flight_server.storage.as_of import AsOf
 from flight_server.storage.between_cuts import Choose
 from flight_server.storage.commit_rows import COMMITS
+from flight_server.storage.dead_letter_rows import DEAD_LETTERS
 from flight_server.storage.file_index import Condition
 from flight_server.storage.read_view import Seen, TableCut
 from flight_server.storage.research import ResearchTables
@@ -32,7 +33,18 @@ class TableInfo(Protocol):
     def arrow_schema(self) -> pa.Schema: ...
 
 
-__all__ = ["COMMITS", "AsOf", "Condition", "Lake", "ListedTable", "ResearchTables", "Seen", "TableCut", "TableInfo"]
+__all__ = [
+    "COMMITS",
+    "DEAD_LETTERS",
+    "AsOf",
+    "Condition",
+    "Lake",
+    "ListedTable",
+    "ResearchTables",
+    "Seen",
+    "TableCut",
+    "TableInfo",
+]
 
 
 @dataclass(frozen=True)
@@ -88,6 +100,10 @@ class Lake(Protocol):
 
         Blocks on the catalog and the file store. Raises our errors.
         """
+        ...
+
+    def dead_letters(self) -> pa.Table:
+        """The dead letters that the broker has now, with the columns of DEAD_LETTERS. Blocks. Raises our errors."""
         ...
 
     def select_at(self, cursor: Any, table: str, wanted: TableCut, conditions: Sequence[Condition] = ()) -> str:

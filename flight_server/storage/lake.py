@@ -17,6 +17,7 @@ from prometheus_client import CollectorRegistry, Gauge, Histogram
 
 from common.clock import Clock, SystemClock
 from common.datasets import BARS, CORE_DATASETS, MARKET, OPS, OPTIONAL_DATASETS, TRADES, Dataset, log_table
+from common.dead_letters import all_letters
 from common.errors import K2Error, TableNotFound, Unavailable
 from common.log import KafkaLog, KafkaLogReader, TopicInfo
 from common.offsets import PartitionOffsets
@@ -28,6 +29,7 @@ from flight_server.storage.as_of import AsOf, AsOfCut, condition_at, table_cut
 from flight_server.storage.between_cuts import Choose
 from flight_server.storage.commit_rows import ops_rows
 from flight_server.storage.database import CATALOG, RESEARCH, Database
+from flight_server.storage.dead_letter_rows import letter_rows
 from flight_server.storage.file_index import Condition
 from flight_server.storage.histories import Histories
 from flight_server.storage.manifests import ManifestReader
@@ -180,6 +182,13 @@ class Lake:
         return pa.concat_tables(
             [ops_rows(dataset.table, *self._histories.rows(dataset), with_cuts=with_cuts) for dataset in self._datasets]
         )
+
+    def dead_letters(self) -> pa.Table:
+        """The dead letters that the broker has now: see dead_letter_rows.DEAD_LETTERS. Blocking.
+
+        Raises BrokerError, LimitExceeded.
+        """
+        return letter_rows(all_letters(self._kafka))
 
     def select_at(self, cursor: Any, table: str, wanted: TableCut, conditions: Sequence[Condition] = ()) -> str:
         """The SELECT that gives the rows of a table at a cut, in the cursor's open transaction; of those that do not

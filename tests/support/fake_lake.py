@@ -24,6 +24,7 @@ from flight_server.storage.as_of import AsOf, AsOfCut, table_cut
 from flight_server.storage.between_cuts import Choose
 from flight_server.storage.commit_rows import COMMITS
 from flight_server.storage.database import Database
+from flight_server.storage.dead_letter_rows import DEAD_LETTERS
 from flight_server.storage.file_index import Condition
 from flight_server.storage.read_view import Seen, TableCut
 from flight_server.storage.research import ResearchTables
@@ -178,6 +179,10 @@ class FakeLake:
     def commits(self, *, with_cuts: bool) -> pa.Table:
         """No row of the market was ever committed."""
         return COMMITS.empty_table()
+
+    def dead_letters(self) -> pa.Table:
+        """Everything could be used."""
+        return DEAD_LETTERS.empty_table()
 
     def select_at(self, cursor: Any, table: str, wanted: TableCut, conditions: Sequence[Condition] = ()) -> str:
         name = table.partition(".")[2]

@@ -44,6 +44,7 @@ HOMES: dict[str, tuple[str, ...]] = {
         "common/consumer_group.py",
         "common/registry.py",
         "ingest/producer.py",
+        "ingest/replaying.py",
         "sink/dead_letters.py",
     ),
     "pyroaring": ("sink/maintenance/ids.py",),
