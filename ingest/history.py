@@ -208,6 +208,7 @@ class HistoryIngest:
         self._clock = clock or SystemClock()
         self._known = KnownRows()
         self._letters: set[str] = set()
+        self._commits: asyncio.Task[None] | None = None
         self._headers = correlation_headers(new_correlation_id())
 
     def run(self, progress: Progress) -> list[FileOutcome]:
@@ -268,7 +269,7 @@ class HistoryIngest:
         self._letters.update(letter.id for letter in letters)
 
     async def _take_files(self, producer: EventProducer, progress: Progress) -> list[FileOutcome]:
-        commits = asyncio.create_task(producer.run())
+        self._commits = commits = asyncio.create_task(producer.run())
         try:
             await self._announce(producer)
             outcomes = []
@@ -362,6 +363,8 @@ class HistoryIngest:
     async def _room(self, producer: EventProducer) -> None:
         """Give the broker time. Raises what the producer failed with."""
         producer.poll()
+        if self._commits is not None and self._commits.done():
+            self._commits.result()
         await asyncio.sleep(_FULL_QUEUE_WAIT_S)
 
 
