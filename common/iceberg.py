@@ -6,12 +6,14 @@ The homes of PyIceberg are this module, the sink's and the flight server's: test
 from __future__ import annotations
 
 import contextlib
+import uuid
 from collections.abc import Iterator, Mapping
 from typing import Any, Self
 
 from pyiceberg.catalog import Catalog, load_catalog
 from pyiceberg.catalog.sql import IcebergTables, SqlCatalog
 from pyiceberg.exceptions import NoSuchNamespaceError, NoSuchTableError
+from pyiceberg.io import load_file_io
 from pyiceberg.manifest import ManifestContent, ManifestFile
 from pyiceberg.table import TableProperties, Transaction
 from pyiceberg.table.metadata import TableMetadata
@@ -25,6 +27,7 @@ from common.errors import CatalogError, K2Error
 from common.settings import LakeSettings
 
 _SQLITE_BUSY_S = 30
+_TOUCH = b"k2 was here"
 #: Where the table does not say: manifests are merged from 20 on, into ones of 8 MiB.
 _MANIFEST_BYTES, _MANIFESTS_MERGED_MIN = 8 * 1024**2, 20
 
@@ -47,6 +50,30 @@ def open_catalog(settings: LakeSettings) -> Catalog:
             with catalog.engine.connect() as connection:  # readers do not wait for a writer, nor it for them
                 connection.exec_driver_sql("PRAGMA journal_mode=WAL")
     return catalog
+
+
+def listed_tables(settings: LakeSettings) -> list[str]:
+    """The names of all tables of a catalog, which is opened and left as it is. Raises SettingsError, CatalogError."""
+    properties = {**settings.catalog_properties, "init_catalog_tables": "false"}
+    catalog = open_catalog(settings.model_copy(update={"catalog_properties": properties}))
+    with translated(f"list the tables of the catalog {settings.catalog_name}"):
+        names = [catalog.list_tables(namespace) for namespace in catalog.list_namespaces()]
+    return sorted(".".join(name) for of_namespace in names for name in of_namespace)
+
+
+def touch_store(settings: LakeSettings) -> None:
+    """Write a small file beside the tables, read it, and delete it. Raises CatalogError."""
+    name = f"{settings.resolved_warehouse.rstrip('/')}/k2-doctor-{uuid.uuid4().hex}"
+    with translated(f"write, read and delete a file in {settings.resolved_warehouse}"):
+        store = load_file_io(dict(settings.catalog_properties), settings.resolved_warehouse)
+        with store.new_output(name).create() as out:
+            out.write(_TOUCH)
+        try:
+            with store.new_input(name).open() as file:
+                if file.read() != _TOUCH:
+                    raise CatalogError(f"{settings.resolved_warehouse} gave back another file than it was given")
+        finally:
+            store.delete(name)
 
 
 class ThriftyTransaction(Transaction):

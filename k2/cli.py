@@ -33,6 +33,7 @@ _LAZY = {
     "bars": "k2.bars:bars",
     "export": "k2.export:export",
     "dlq": "k2.dlq:dlq",
+    "doctor": "k2.doctor:doctor",
     "ingest": "k2.feeds:ingest",
     "maintain": "k2.maintain:maintain",
     "query": "k2.query:query",
