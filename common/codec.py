@@ -44,10 +44,11 @@ from common.log import ConsumerBatch
 from common.offsets import topic_short
 from common.registry import SchemaRegistry, UnknownSchema
 from common.schemas.arrow import (
+    AUDIT_COLUMNS,
     arrow_schema_of,
     audit_fields,
-    avro_schema,
     avro_schema_text,
+    further_fields,
     record_schema,
     table_schema,
 )
@@ -64,17 +65,21 @@ _TIME_US_MIN, _TIME_US_MAX = -62_135_596_800_000_000, 253_402_300_799_999_999
 class Encoder:
     """Records of one dataset to Avro bytes in Confluent's framing, under the id that the registry gives the schema."""
 
-    def __init__(self, dataset: Dataset, registry: SchemaRegistry, *, topic: str) -> None:
-        text = avro_schema_text(dataset.schema_name)
+    def __init__(
+        self, dataset: Dataset, registry: SchemaRegistry, *, topic: str, schema_text: str | None = None
+    ) -> None:
+        """`schema_text` is another version of the dataset's schema than the packaged one."""
+        text = schema_text or avro_schema_text(dataset.schema_name)
         self.schema_id = registry.register(f"{topic}-value", text)
         self._dataset = dataset
         self._header = MAGIC + struct.pack(">I", self.schema_id)
         self._compiled = compiled_writer(json.loads(text), self._header)
+        self._avro = json.loads(text)
         self._schema = fastavro.parse_schema(json.loads(text))
         self._write = partial(fastavro.schemaless_writer, strict_allow_default=True)
         self._decimals = [
             (field.name, field.type.scale, 10**field.type.precision - 1, field.nullable)
-            for field in record_schema(dataset.schema_name)
+            for field in arrow_schema_of(self._avro)
             if pa.types.is_decimal(field.type)
         ]
 
@@ -128,7 +133,7 @@ class Encoder:
         return f"a record does not fit the {self._dataset.schema_name} schema: {fault}"
 
     def _fault(self, record: Mapping[str, Any], error: Exception) -> str:
-        fields = {field["name"]: field for field in avro_schema(self._dataset.schema_name)["fields"]}
+        fields = {field["name"]: field for field in self._avro["fields"]}
         for name in record:
             if name not in fields:
                 return f"it has no field {name!r}"
@@ -159,19 +164,31 @@ class Decoder:
     Guarantee: each message becomes exactly one row or one RecordError, whatever its bytes are; neighbours are never
     touched, and the outcome does not depend on how messages were batched. Raises BrokerError only when the schema
     registry cannot be reached. Not thread-safe: one decoder per thread.
+
+    A message may be written with a later version of the schema than this process knows. Fields that the table lacks
+    become columns of it: the rows of this and of every later batch have them, behind the others.
     """
 
     def __init__(self, dataset: Dataset, registry: SchemaRegistry) -> None:
         self._registry = registry
         self._schema = table_schema(dataset.schema_name)
+        self._columns = len(record_schema(dataset.schema_name))
         self._writers: dict[bytes, _WriterSchema] = {}
+
+    @property
+    def schema(self) -> pa.Schema:
+        """The columns of the rows that the next batch gives: those of the packaged schema, and those seen since."""
+        return self._schema
 
     def decode(self, batch: ConsumerBatch) -> DecodedBatch:
         good: list[pa.RecordBatch] = []
         kept: list[int] = []
         faults: list[tuple[int, str]] = []
-        for header, indices in self._by_header(batch.values, faults).items():
-            writer = self._writer(header)
+        by_header = self._by_header(batch.values, faults)
+        # All of them before the first row: columns that one of them adds are columns of all rows.
+        writers = {header: self._writer(header) for header in by_header}
+        for header, indices in by_header.items():
+            writer = writers[header]
             if isinstance(writer, str):
                 faults += [(index, writer) for index in indices]
                 continue
@@ -214,12 +231,24 @@ class Decoder:
             try:
                 text = self._registry.schema_text(schema_id)
                 writer = _WriterSchema(json.loads(text), self._schema)
+                self._take_in(writer)
             except UnknownSchema as error:
                 return str(error)
             except _Unreadable as error:
                 return f"schema id {schema_id} cannot fill the table: {error}"
             self._writers[header] = writer
         return writer
+
+    def _take_in(self, writer: _WriterSchema) -> None:
+        """Have the columns that a writer has beyond ours."""
+        try:
+            further = further_fields(self._schema, writer.arrow)
+        except ValueError as error:
+            raise _Unreadable(str(error)) from None
+        if further:
+            self._schema = pa.schema([*self._schema, *further])
+            for known in (writer, *self._writers.values()):
+                known.fill(self._schema)
 
     def _with_audit(self, batch: ConsumerBatch, good: list[pa.RecordBatch], kept: list[int]) -> pa.RecordBatch:
         if not kept:
@@ -237,7 +266,10 @@ class Decoder:
         offsets = batch.offsets if whole else [batch.offsets[index] for index in kept]
         audit = [topic.cast(pa.string()), pa.array(partitions, pa.int32()), pa.array(offsets, pa.int64())]
         assert len(audit) == len(audit_fields())
-        return pa.RecordBatch.from_arrays([*rows.columns, *audit], schema=self._schema)
+        columns = rows.columns
+        return pa.RecordBatch.from_arrays(
+            [*columns[: self._columns], *audit, *columns[self._columns :]], schema=self._schema
+        )
 
 
 class _Unreadable(Exception):
@@ -261,11 +293,15 @@ class _WriterSchema:
             self.arrow = arrow_schema_of(avro)
         except (KeyError, TypeError) as error:
             raise _Unreadable(f"it is no record schema of ours ({error!r})") from None
-        self._fields = [table.field(index) for index in range(len(table) - len(audit_fields()))]
+        self.fill(table)
+        self._header = _container_header(avro)
+
+    def fill(self, table: pa.Schema) -> None:
+        """Give rows in the columns of this table schema, without the audit columns. Raises _Unreadable."""
+        self._fields = [field for field in table if field.name not in AUDIT_COLUMNS]
         for field in self._fields:
             if field.name not in self.arrow.names and not field.nullable:
                 raise _Unreadable(f"it has no field {field.name!r}")
-        self._header = _container_header(avro)
 
     def decode_block(self, values: Sequence[bytes]) -> pa.RecordBatch:
         """All messages as one batch in the table's column order. Raises _NotClean; never anything else."""

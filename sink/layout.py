@@ -34,6 +34,7 @@ from pyiceberg.typedef import Record
 from pyiceberg.types import IcebergType
 
 from common.datasets import Dataset
+from common.schemas.arrow import plain
 
 #: Measured on 2M sorted trades, two busy cores, ms of CPU for half an hour of one symbol and for an aggregate of all:
 #: groups of 20,000 rows 7.4 and 188; 50,000 4.6 and 180; 122,880 7.3 and 175. Smaller ones are more to look at, larger
@@ -74,22 +75,6 @@ def sort_columns(metadata: TableMetadata) -> tuple[str, ...]:
 def file_schema(schema: Schema) -> pa.Schema:
     """The columns of a data file of the table, with their field ids."""
     return pa.schema([plain(field) for field in schema_to_pyarrow(schema, include_field_ids=True)])
-
-
-def plain(field: pa.Field) -> pa.Field:
-    """The same field with 32-bit offsets, as K2's own rows have them."""
-    kind = field.type
-    if pa.types.is_large_string(kind):
-        kind = pa.string()
-    elif pa.types.is_large_binary(kind):
-        kind = pa.binary()
-    elif pa.types.is_large_list(kind) or pa.types.is_list(kind):
-        kind = pa.list_(plain(kind.value_field))
-    elif pa.types.is_map(kind):
-        kind = pa.map_(plain(kind.key_field), plain(kind.item_field))
-    elif pa.types.is_struct(kind):
-        kind = pa.struct([plain(kind.field(n)) for n in range(kind.num_fields)])
-    return field.with_type(kind)
 
 
 def in_order(rows: pa.Table, columns: Sequence[str]) -> pa.Table:

@@ -41,7 +41,7 @@ from pyiceberg.transforms import IdentityTransform
 
 from common.commits import DELETED_KEY
 from common.datasets import Dataset
-from common.errors import CommitConflict, CommitStateUnknown, K2Error, SettingsError
+from common.errors import CommitConflict, CommitStateUnknown, K2Error
 from common.iceberg import (
     MergingOverwrite,
     ThriftyTransaction,
@@ -52,8 +52,9 @@ from common.iceberg import (
     translated,
 )
 from common.offsets import COMMIT_ID_KEY, SUMMARY_KEY, PartitionOffsets
-from common.schemas.arrow import table_schema
+from common.schemas.arrow import further_fields, table_schema
 from common.settings import LakeSettings
+from sink.evolution import with_columns
 from sink.layout import GROUP_ROWS, DataFileWriter, by_partition, in_order, partition_spec, sort_columns
 from sink.recovery.lost import refuse_where_one_was
 
@@ -109,7 +110,8 @@ class IcebergTable:
 
     @classmethod
     def open(cls, settings: LakeSettings, dataset: Dataset) -> Self:
-        """The dataset's table, made when it is missing. Raises SettingsError, CatalogError."""
+        """The dataset's table, made when it is missing; one that was made for an earlier version of the schema gets the
+        columns that it lacks. Raises SettingsError when that cannot be, CatalogError."""
         catalog = open_catalog(settings)
         with translated(f"open the table {dataset.table}"):
             ensure_namespace(catalog, dataset.namespace)
@@ -118,7 +120,7 @@ class IcebergTable:
             except NoSuchTableError:
                 table = _create(catalog, settings, dataset)
         opened = cls(catalog, dataset, table)
-        opened._check_schema()
+        opened._add_columns(opened._file_schema)
         return opened
 
     @property
@@ -154,14 +156,18 @@ class IcebergTable:
 
     def write(self, rows: pa.Table) -> WrittenFiles:
         """Sort the rows and write them as data files, at least one for each partition. Nothing refers to them until
-        `commit`. Raises CatalogError; what was written by then is left behind as orphans."""
+        `commit`. Columns that the table lacks are added to it first (sink/evolution.py). Raises CatalogError; what was
+        written by then is left behind as orphans."""
         if rows.num_rows == 0:
             return WrittenFiles((), 0)
+        further = further_fields(self._file_schema, rows.schema)
+        if further:
+            self._add_columns(pa.schema(further))
         metadata = self._table.metadata
         order = sort_columns(metadata)
         written: list[DataFile] = []
         with translated(f"write data files of {self.name}"):
-            for key, part in by_partition(rows.cast(self._file_schema), metadata):
+            for key, part in by_partition(rows.cast(pa.schema([*self._file_schema, *further])), metadata):
                 for piece in _of_size(in_order(part, order)):
                     written.append(_write(self._table.io, metadata, piece, key))
         return WrittenFiles(tuple(written), rows.num_rows)
@@ -258,20 +264,9 @@ class IcebergTable:
         with translated(f"scan the table {self.name}"):
             yield from self._table.scan(rows, selected_fields=columns).to_arrow_batch_reader()
 
-    def _check_schema(self) -> None:
+    def _add_columns(self, wanted: pa.Schema) -> None:
         """The table on disk must have the columns, by field id, that this version writes."""
-        wanted = pyarrow_to_schema(table_schema(self._dataset.schema_name))
-        present = self._table.schema()
-        for field in wanted.fields:
-            try:
-                found = present.find_field(field.field_id)
-            except ValueError:
-                found = None
-            if found is None or (found.name, found.field_type) != (field.name, field.field_type):
-                raise SettingsError(
-                    f"the table {self.name} was made for another schema: its column {field.field_id} is "
-                    f"{found or 'missing'}, K2 writes {field.name}: {field.field_type}; use another data directory"
-                )
+        self._table = with_columns(self._table, self.name, wanted, lambda: self._catalog.load_table(self.name))
 
 
 def offsets_of(metadata: TableMetadata) -> PartitionOffsets:

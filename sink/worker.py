@@ -23,7 +23,7 @@ from common.datasets import Dataset
 from common.errors import K2Error
 from common.log import ConsumerBatch, LogReader, Share
 from common.offsets import KafkaPartition, PartitionOffsets
-from common.schemas.arrow import table_schema
+from common.schemas.arrow import joined_rows, table_schema
 from common.telemetry import correlation, get_logger
 from sink.commit_policy import CommitPolicy
 from sink.consumer import GroupMember, LogConsumer, Sources
@@ -332,7 +332,7 @@ class SinkWorker(Generic[F]):
             began_s = self._clock.monotonic_s()
             self._dead_letters.write(held.letters)
             self._hook(Passed.LETTERS_WRITTEN)
-            files = self._table.write(pa.Table.from_batches(held.batches, self._schema))
+            files = self._table.write(joined_rows(held.batches, self._schema))
             written_s = self._clock.monotonic_s()
             self._hook(Passed.FILES_WRITTEN)
             stands = self._land(files, base, to)

@@ -8,6 +8,7 @@ is derived from this one (sink.table), so the three cannot drift apart.
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from functools import cache
 from importlib import resources
 from typing import Any
@@ -83,6 +84,63 @@ def table_schema(schema_name: str) -> pa.Schema:
     Computed records have no place in the log, and so no audit columns.
     """
     return pa.schema([*record_schema(schema_name), *(() if schema_name in _COMPUTED else audit_fields())])
+
+
+def field_id(field: pa.Field) -> int | None:
+    """The Iceberg field id of an Arrow field; None when it has none."""
+    text = (field.metadata or {}).get(FIELD_ID_KEY)
+    return None if text is None else int(text)
+
+
+def further_fields(schema: pa.Schema, other: pa.Schema) -> list[pa.Field]:
+    """The fields of `other` that a table of `schema` lacks, by field id, as columns that it could get: nullable.
+
+    Raises ValueError, naming the field, when its name is another column's already.
+    """
+    ids = {field_id(field) for field in schema}
+    names = {field.name.casefold(): field_id(field) for field in schema}
+    further = [field for field in other if field_id(field) is not None and field_id(field) not in ids]
+    for field in further:
+        if field.name.casefold() in names:
+            raise ValueError(
+                f"its field {field.name!r} has the field-id {field_id(field)}, and the column of that name has "
+                f"{names[field.name.casefold()]}"
+            )
+        names[field.name.casefold()] = field_id(field)
+    return [field.with_nullable(True) for field in further]
+
+
+def widened(rows: pa.RecordBatch, schema: pa.Schema) -> pa.RecordBatch:
+    """The rows in the columns of `schema`; those that they lack are null."""
+    if rows.schema.names == schema.names:
+        return rows
+    columns = [
+        rows.column(field.name) if field.name in rows.schema.names else pa.nulls(rows.num_rows, field.type)
+        for field in schema
+    ]
+    return pa.RecordBatch.from_arrays(columns, schema=schema)
+
+
+def joined_rows(batches: Sequence[pa.RecordBatch], schema: pa.Schema) -> pa.Table:
+    """All rows in the columns of the batch that has most, or of `schema`; of one decoder's, which only get more."""
+    widest = max((schema, *(batch.schema for batch in batches)), key=len)
+    return pa.Table.from_batches([widened(batch, widest) for batch in batches], widest)
+
+
+def plain(field: pa.Field) -> pa.Field:
+    """The same field with 32-bit offsets, as K2's own rows have them."""
+    kind = field.type
+    if pa.types.is_large_string(kind):
+        kind = pa.string()
+    elif pa.types.is_large_binary(kind):
+        kind = pa.binary()
+    elif pa.types.is_large_list(kind) or pa.types.is_list(kind):
+        kind = pa.list_(plain(kind.value_field))
+    elif pa.types.is_map(kind):
+        kind = pa.map_(plain(kind.key_field), plain(kind.item_field))
+    elif pa.types.is_struct(kind):
+        kind = pa.struct([plain(kind.field(n)) for n in range(kind.num_fields)])
+    return field.with_type(kind)
 
 
 def _field(avro_field: dict[str, Any]) -> pa.Field:

@@ -18,7 +18,7 @@ from common.commit_files import CommitLog
 from common.datasets import Dataset
 from common.errors import SnapshotExpired, Unavailable
 from common.iceberg import metadata_locations, open_catalog, reason, translated
-from common.schemas.arrow import FIELD_ID_KEY, table_schema
+from common.schemas.arrow import FIELD_ID_KEY
 from common.settings import LakeSettings
 from flight_server.storage.as_of import AsOf, AsOfCut, check_complete, table_cut
 from flight_server.storage.read_view import TableCut
@@ -53,12 +53,13 @@ class Histories:
         """Raises SnapshotExpired unless all rows of the cut are in the snapshot that is read now."""
         self._asked(dataset, lambda log: check_complete(dataset.table, wanted, now_id, log), knowing=now_id)
 
-    def columns(self, dataset: Dataset, wanted: TableCut) -> tuple[tuple[str, str], ...] | None:
+    def columns(self, dataset: Dataset, wanted: TableCut, shown: pa.Schema) -> tuple[tuple[str, str], ...] | None:
         """The columns that the table had at a cut, as (name now, name then), in the order of now; None: as now.
 
-        Columns are the same when their field ids are. Raises SnapshotExpired when nobody knows them.
+        `shown` are those that it has now. Columns are the same when their field ids are. Raises SnapshotExpired when
+        nobody knows them.
         """
-        now = {int(field.metadata[FIELD_ID_KEY]): field.name for field in table_schema(dataset.schema_name)}
+        now = {int(field.metadata[FIELD_ID_KEY]): field.name for field in shown}
 
         def find(log: CommitLog) -> tuple[tuple[str, str], ...] | None:
             if wanted.snapshot_id is None or log.metadata is None:

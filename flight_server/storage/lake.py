@@ -16,7 +16,7 @@ import pyarrow as pa
 from prometheus_client import CollectorRegistry, Gauge, Histogram
 
 from common.clock import Clock, SystemClock
-from common.datasets import BARS, CORE_DATASETS, MARKET, OPS, OPTIONAL_DATASETS, TRADES, Dataset, log_table
+from common.datasets import BARS, CORE_DATASETS, MARKET, OPS, OPTIONAL_DATASETS, TRADES, Bars, Dataset, log_table
 from common.dead_letters import all_letters
 from common.errors import K2Error, TableNotFound, Unavailable
 from common.log import KafkaLog, KafkaLogReader, TopicInfo
@@ -168,7 +168,7 @@ class Lake:
         nobody knows them any more, CatalogError, Unavailable.
         """
         dataset = next((dataset for dataset in self._datasets if dataset.table == table), None)
-        return None if dataset is None else self._histories.columns(dataset, cut)
+        return None if dataset is None else self._histories.columns(dataset, cut, self._shown(dataset))
 
     def tell_cut(self, cursor: Any, cut: str | None) -> None:
         """Make `k2_cut()` say this on the cursor, until the next call."""
@@ -267,15 +267,16 @@ class Lake:
         """The tables of `market`, those of `ops` that the log feeds, and those of `research` as of their latest
         publication."""
         known = [*self._datasets, *self._bars]
-        fed = [TableInfo(CATALOG, d.namespace, d.name, "TABLE", table_schema(d.schema_name)) for d in known]
+        fed = [TableInfo(CATALOG, d.namespace, d.name, "TABLE", self._shown(d)) for d in known]
         fed += [TableInfo(CATALOG, OPS, view.name, "VIEW", view.columns) for view in self._views()]
         research = self._research_views.schemas().items()
         return fed + [TableInfo(CATALOG, RESEARCH, name, "TABLE", schema) for name, schema in research]
 
     @property
     def research_version(self) -> int:
-        """Another number after each publication that changed which tables there are, or columns of a research table."""
-        return self._research_views.version + len(self._datasets)
+        """Another number after each publication that changed which tables there are, or columns of one."""
+        shapes = 0 if self._publisher is None else self._publisher.shapes_version
+        return self._research_views.version + len(self._datasets) + shapes
 
     def publish_research(self) -> None:
         """Show the research tables as they are in the catalog now to every transaction that begins after. Blocking.
@@ -283,6 +284,12 @@ class Lake:
         Raises CatalogError or Unavailable.
         """
         self._research_views.publish()
+
+    def _shown(self, dataset: Dataset) -> pa.Schema:
+        """The columns that a table has now."""
+        if self._publisher is None or isinstance(dataset, Bars):
+            return table_schema(dataset.schema_name)
+        return self._publisher.schema(dataset.name)
 
     def _views(self) -> list[OpsView]:
         tables = {dataset.table for dataset in self._datasets}

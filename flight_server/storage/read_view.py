@@ -8,8 +8,10 @@ Rules 5 to 8 of the design. A snapshot S holds every record below its next offse
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Container, Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
+
+import pyarrow as pa
 
 from common.errors import K2Error, TailGap
 from common.offsets import KafkaPartition, PartitionOffsets, topic_short
@@ -27,7 +29,9 @@ class Snapshot:
     `index` has its data files with their bounds, where they are plain Parquet; `field_ids` the columns' field ids,
     where some of these files may be of an older schema. `grown_from` are the earlier snapshots out of which this one
     came by appends and changes of layout alone (None: the empty table); `taken` says of snapshots that only appended
-    which offsets they took in: from, to. `is_remote`: each read of a file is a request to an object store.
+    which offsets they took in: from, to. `is_remote`: each read of a file is a request to an object store. `further`
+    are the columns that the table got beyond those of the packaged schema; they are shown with it, and so are a
+    function of the cut.
     """
 
     snapshot_id: int | None = None
@@ -41,22 +45,28 @@ class Snapshot:
     grown_from: Set[int | None] = frozenset()
     taken: Mapping[int, tuple[PartitionOffsets, PartitionOffsets]] = field(default_factory=dict)
     is_remote: bool = False
+    further: tuple[pa.Field, ...] = ()
 
 
 @dataclass(frozen=True)
 class Segment:
     """A stretch of the tail in a table of its own: `rows` with first <= offset < next, per partition; of `nbytes` as
-    Arrow."""
+    Arrow. It has these `columns`; none means every column that is asked for."""
 
     relation: str
     first: PartitionOffsets
     next: PartitionOffsets
     rows: int = 0
     nbytes: int = 0
+    columns: tuple[str, ...] = ()
 
     def below(self, offsets: PartitionOffsets) -> bool:
         """True when every row lies below `offsets`: the snapshot has them all."""
         return offsets.covers(self.next)
+
+    def select(self, columns: Mapping[str, str]) -> str:
+        """The SELECT of all of its rows in these columns; one that it does not have is NULL."""
+        return f"SELECT {listed(columns, self.columns or columns)} FROM {self.relation}"
 
 
 @dataclass(frozen=True)
@@ -142,22 +152,20 @@ def view_sql(snapshot: Snapshot, segments: Sequence[Segment], columns: Mapping[s
 
     `columns` maps each column of the table to its SQL type, in order; one that the snapshot does not have yet is NULL.
     """
-    names = ", ".join(quoted(name) for name in columns)
     parts = []
     if snapshot.relation is not None:
-        present = ", ".join(
-            quoted(name) if name in snapshot.columns else f"CAST(NULL AS {kind}) AS {quoted(name)}"
-            for name, kind in columns.items()
-        )
-        parts.append(f"SELECT {present} FROM {snapshot.relation}")
+        parts.append(f"SELECT {listed(columns, snapshot.columns)} FROM {snapshot.relation}")
     for segment in beyond(snapshot, segments):
         taken = taken_in(segment, snapshot.offsets)
-        where = f" WHERE NOT ({taken})" if taken else ""
-        parts.append(f"SELECT {names} FROM {segment.relation}{where}")
-    if not parts:
-        nulls = ", ".join(f"CAST(NULL AS {kind}) AS {quoted(name)}" for name, kind in columns.items())
-        return f"SELECT {nulls} WHERE false"
-    return " UNION ALL ".join(parts)
+        parts.append(segment.select(columns) + (f" WHERE NOT ({taken})" if taken else ""))
+    return " UNION ALL ".join(parts) or f"SELECT {listed(columns, ())} WHERE false"
+
+
+def listed(columns: Mapping[str, str], present: Container[str]) -> str:
+    """These columns, as behind SELECT; those that are not present are NULL."""
+    return ", ".join(
+        quoted(name) if name in present else f"CAST(NULL AS {kind}) AS {quoted(name)}" for name, kind in columns.items()
+    )
 
 
 def is_empty(memory: Tail, position: Mapping[KafkaPartition, int]) -> bool:
@@ -234,7 +242,6 @@ def chosen_sql(
         if paths:
             files = replace(snapshot, relation=read_files(sorted(paths), snapshot.field_ids, columns))
             parts.append(view_sql(files, (), columns) + condition)
-    names = ", ".join(quoted(name) for name in columns)
     if is_empty and parts:
         return " UNION ALL ".join(parts)
     if not hot:
@@ -243,7 +250,7 @@ def chosen_sql(
         floor = PartitionOffsets({**snapshot.offsets, **hot})
         for segment in segments:
             below = taken_in(segment, floor)
-            parts.append(f"SELECT {names} FROM {segment.relation}" + (f" WHERE NOT ({below})" if below else ""))
+            parts.append(segment.select(columns) + (f" WHERE NOT ({below})" if below else ""))
     return " UNION ALL ".join(parts)
 
 

@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Protocol
 
+import pyarrow as pa
 from pyiceberg.catalog import Catalog, load_catalog
 from pyiceberg.exceptions import NoSuchNamespaceError, NoSuchTableError
+from pyiceberg.io.pyarrow import schema_to_pyarrow
 from pyiceberg.manifest import FileFormat, ManifestContent
+from pyiceberg.schema import Schema
 from pyiceberg.table import Table
 from pyiceberg.table.snapshots import Operation
-from pyiceberg.types import IntegerType, LongType, StringType, TimestampType, TimestamptzType
+from pyiceberg.types import IntegerType, LongType, NestedField, StringType, TimestampType, TimestamptzType
 from sqlalchemy.exc import SQLAlchemyError
 
 from common.datasets import Dataset
 from common.errors import SnapshotNotFound, Unavailable
 from common.iceberg import metadata_locations
 from common.offsets import SUMMARY_KEY, PartitionOffsets
+from common.schemas.arrow import field_id, plain, table_schema
 from common.settings import LakeSettings
 from flight_server.storage.file_index import FileIndex
 from flight_server.storage.manifests import ManifestReader
@@ -127,6 +131,7 @@ class IcebergSnapshots:
             _grown_from(table.metadata, current),
             self._taken_in(table.metadata, dataset.table),
             self._settings.is_object_store,
+            further_columns(fields, dataset),
         )
         self._read[dataset.table] = table.metadata_location
         return found
@@ -217,6 +222,15 @@ class IcebergSnapshots:
                 },
             )
         return self._catalog
+
+
+def further_columns(fields: Sequence[NestedField], dataset: Dataset) -> tuple[pa.Field, ...]:
+    """What a table has beyond the dataset's packaged schema, by field ids, as Arrow has it; all of it may be null."""
+    known = {field_id(field) for field in table_schema(dataset.schema_name)}
+    further = [field for field in fields if field.field_id not in known]
+    if not further:
+        return ()
+    return tuple(plain(field).with_nullable(True) for field in schema_to_pyarrow(Schema(*further)))
 
 
 def plain_files(table: Table, snapshot: Any) -> list[str] | None:

@@ -24,7 +24,7 @@ from common.errors import K2Error, SnapshotExpired, TailGap, Unavailable
 from common.log import LogReader, TopicInfo, joined
 from common.offsets import KafkaPartition, PartitionOffsets, topic_short
 from common.registry import SchemaRegistry
-from common.schemas.arrow import table_schema
+from common.schemas.arrow import joined_rows, table_schema
 from common.settings import FlightSettings
 from common.telemetry import get_logger
 from flight_server.storage.bars_shown import BarsShown
@@ -74,10 +74,20 @@ class _Table:
 
     dataset: Dataset
     decoder: Decoder
-    columns: dict[str, str]
+    #: By the columns that a snapshot has beyond the packaged schema: all columns that are shown with it, and their
+    #: types; and by the decoder's: those of rows in memory. Only added to.
+    shapes: dict[tuple[str, ...], dict[str, str]]
     snapshot: Snapshot
     tail: Tail
     records_refused: int = 0
+
+    def columns(self, snapshot: Snapshot) -> Mapping[str, str]:
+        """The columns that are shown with a snapshot that was published, in order, and their types."""
+        return self.shapes[tuple(field.name for field in snapshot.further)]
+
+    def schema(self, snapshot: Snapshot) -> pa.Schema:
+        """The same as Arrow has them."""
+        return pa.schema([*table_schema(self.dataset.schema_name), *snapshot.further])
 
 
 @dataclass(frozen=True)
@@ -140,10 +150,11 @@ class Publisher:
         #: The latency of the slowest row of the latest publication, from its receive_time.
         self.slowest_us = 0
         for dataset in datasets:
-            columns = database.column_types(table_schema(dataset.schema_name))
-            self._tables[dataset.name] = _Table(dataset, Decoder(dataset, registry), columns, Snapshot(), Tail())
+            self._tables[dataset.name] = self._new_table(dataset)
+        #: Another number whenever a table is shown with other columns.
+        self.shapes_version = 0
         #: The tables of bars, which are views over the trades too.
-        self._bars = BarsShown(database, bars, self._tables[TRADES.name].columns) if bars else None
+        self._bars = BarsShown(database, bars, self._tables[TRADES.name].columns(Snapshot())) if bars else None
         self._publish({name: _Publication(table.snapshot, (), table.tail.base) for name, table in self._tables.items()})
 
     # -- what others may ask, from any thread
@@ -213,10 +224,11 @@ class Publisher:
         snapshot = None if found is None else self._generations.get(generation, {}).get(found.dataset.name)
         if found is None or snapshot is None or len(snapshot.files) < 2 or snapshot.rows < rows_min:
             return []
+        columns = found.columns(snapshot)
         tail = view_sql(
-            replace(snapshot, relation=None), self._memory[generation][found.dataset.name].segments, found.columns
+            replace(snapshot, relation=None), self._memory[generation][found.dataset.name].segments, columns
         )
-        return parts_sql(snapshot, tail, found.columns, count)
+        return parts_sql(snapshot, tail, columns, count)
 
     def changes(self, cursor: Any, table: str, low: TableCut | None, high: TableCut | None) -> str:
         """The SELECT of a table's rows between two cuts, for the cursor's open transaction; see `check_range`."""
@@ -252,7 +264,7 @@ class Publisher:
         )
         memory = replace(self._memory[generation][name], position=position)
         now = TableCut(snapshot.snapshot_id, cut_offsets(snapshot, position))
-        return now, snapshot, memory, self._tables[name].columns
+        return now, snapshot, memory, self._tables[name].columns(snapshot)
 
     def select_where(self, seen: Seen, table: str, conditions: Sequence[Condition]) -> str | None:
         """The SELECT of all rows that meet the conditions, and of others, of the table, for a transaction that sees
@@ -263,7 +275,7 @@ class Publisher:
         if snapshot is None or snapshot.index is None:
             return None
         memory = self._memory[seen.generation][name]
-        columns = self._tables[name].columns
+        columns = self._tables[name].columns(snapshot)
         files_max = _CHOSEN_FILES_MAX_REMOTE if snapshot.is_remote else _CHOSEN_FILES_MAX
         if self._bars is not None and table != log_table(table):
             of = table.rpartition(".")[2]
@@ -298,6 +310,11 @@ class Publisher:
         """The snapshot each table is published with."""
         return {name: table.snapshot for name, table in list(self._tables.items())}
 
+    def schema(self, name: str) -> pa.Schema:
+        """The columns that a dataset's table is shown with now."""
+        table = self._tables[name]
+        return table.schema(table.snapshot)
+
     def latencies_us(self, since: str) -> Any:
         """For rows published lately: from `receive_time` or `event_time` to being visible to every new query."""
         recent = list(self._latencies_us[since])
@@ -307,8 +324,7 @@ class Publisher:
 
     def add(self, dataset: Dataset, snapshot: Snapshot) -> None:
         """Show a further table from now on, as of this snapshot; its topics come with the next `assign`."""
-        columns = self._database.column_types(table_schema(dataset.schema_name))
-        added = _Table(dataset, Decoder(dataset, self._registry), columns, Snapshot(), Tail())
+        added = self._new_table(dataset)
         before = self._tables
         self._tables = {**before, dataset.name: added}
         try:
@@ -470,6 +486,10 @@ class Publisher:
 
     # -- inside
 
+    def _new_table(self, dataset: Dataset) -> _Table:
+        columns = self._database.column_types(table_schema(dataset.schema_name))
+        return _Table(dataset, Decoder(dataset, self._registry), {(): columns}, Snapshot(), Tail())
+
     def _gather(self, timeout_s: float) -> dict[str, list[pa.RecordBatch]]:
         """Decoded batches by dataset: what comes within `timeout_s`, and what else comes until a publication is due.
 
@@ -496,6 +516,7 @@ class Publisher:
         if not gathered and not any(moved.values()):
             return 0
         self._confirm_topics()
+        self._widen_memory()
         tails: dict[str, Tail] = {}
         rows_of: dict[str, pa.Table] = {}
         for name, table in self._tables.items():
@@ -512,6 +533,17 @@ class Publisher:
             self._tables[name].tail = tail
         self._note_latencies(rows_of.values())
         return sum(rows.num_rows for rows in rows_of.values())
+
+    def _widen_memory(self) -> None:
+        """Where rows came that have further columns, a segment that has them takes these and all later ones. They are
+        shown once the table has the columns too."""
+        grown = {
+            name: _Publication(table.snapshot, [s for s in table.tail.segments if s.rows], table.tail.base)
+            for name, table in self._tables.items()
+            if table.tail.segments and table.tail.segments[-1].columns != tuple(table.decoder.schema.names)
+        }
+        if grown:
+            self._publish(grown)
 
     def _confirm_topics(self) -> None:
         """Raise TailGap unless all that was read was read of the topics as they are known here.
@@ -547,7 +579,7 @@ class Publisher:
         rows = [batch for batch in batches if batch.num_rows]
         if not rows:
             return None
-        joined = pa.Table.from_batches(rows)
+        joined = joined_rows(rows, table.decoder.schema)
         for partition, position in table.tail.position.items():
             committed = table.snapshot.offsets.next_offset(partition)
             if position < committed:
@@ -603,10 +635,14 @@ class Publisher:
             for name, one in tables.items():
                 table = self._tables[name]
                 segments = tuple(one.segments)
+                self._learn_shapes(table, one.snapshot)
                 if not self._goes_on(table, segments):
-                    relation = self._database.create_segment(f"{name}_{next(self._segment_numbers)}", table.columns)
-                    segments = (*segments, Segment(relation, PartitionOffsets(), PartitionOffsets()))
-                self._database.replace_view(table.dataset.table, view_sql(one.snapshot, segments, table.columns))
+                    columns = self._database.column_types(table.decoder.schema)
+                    relation = self._database.create_segment(f"{name}_{next(self._segment_numbers)}", columns)
+                    opened = Segment(relation, PartitionOffsets(), PartitionOffsets(), columns=tuple(columns))
+                    segments = (*segments, opened)
+                view = view_sql(one.snapshot, segments, table.columns(one.snapshot))
+                self._database.replace_view(table.dataset.table, view)
                 stay = {segment.relation for segment in segments}
                 for segment in table.tail.segments:
                     if segment.relation not in stay:
@@ -631,8 +667,17 @@ class Publisher:
         self._memory.pop(generation - _GENERATIONS_KEPT, None)
         self._forget_files(generation - _INDEXES_KEPT)
         for name, tail in tails.items():
-            self._tables[name].snapshot = snapshots[name]
-            self._tables[name].tail = tail
+            table = self._tables[name]
+            has_other_columns = table.snapshot.further != snapshots[name].further
+            table.snapshot, table.tail = snapshots[name], tail
+            self.shapes_version += has_other_columns
+
+    def _learn_shapes(self, table: _Table, snapshot: Snapshot) -> None:
+        """What columns the table is shown with when it is published with this snapshot."""
+        further = tuple(field.name for field in snapshot.further)
+        if further not in table.shapes:
+            table.shapes[further] = self._database.column_types(table.schema(snapshot))
+            self._log.info("a table has further columns", table=table.dataset.table, columns=further)
 
     def _publish_bars(self, generation: int, snapshots: Mapping[str, Snapshot], tails: Mapping[str, Tail]) -> None:
         if self._bars is None:
@@ -664,6 +709,8 @@ class Publisher:
         if not self._settings.hot_window_bytes or not segments:
             return False
         is_open = segments[-1].relation == table.tail.segments[-1].relation
+        if segments[-1].columns != tuple(table.decoder.schema.names):
+            return False
         return is_open and segments[-1].nbytes < self._settings.hot_window_bytes // _SEGMENTS_PER_WINDOW
 
     def _partitions_of(self, table: _Table) -> list[KafkaPartition]:

@@ -26,8 +26,8 @@ from pyiceberg.transforms import DayTransform
 
 from common.errors import CommitConflict, MaintenanceError, Overtaken
 from common.iceberg import translated
-from common.schemas.arrow import FIELD_ID_KEY
-from sink.layout import DataFileWriter, file_schema, in_order, partition_key, plain, sort_columns
+from common.schemas.arrow import FIELD_ID_KEY, plain, widened
+from sink.layout import DataFileWriter, file_schema, in_order, partition_key, sort_columns
 from sink.maintenance.jobs import UNWATCHED, MaintainedTable, Progress, Report, counted, in_bytes
 from sink.maintenance.replace import LiveFile, given_up, live_files, replace_files
 
@@ -71,7 +71,8 @@ class Candidate:
 
 @dataclass(frozen=True)
 class CompactionReport(Report):
-    """`groups_yielded` were changed by another job meanwhile, `groups_left` hold files of an older schema."""
+    """`groups_yielded` were changed by another job meanwhile, `groups_left` hold files whose columns are not the
+    table's."""
 
     job: ClassVar[str] = "compact"
 
@@ -94,7 +95,7 @@ class CompactionReport(Report):
         if self.groups_yielded:
             text += f"; {counted(self.groups_yielded, 'group')} left to another job that was first"
         if self.groups_left:
-            text += f"; {counted(self.groups_left, 'group')} of an older schema left as it is"
+            text += f"; {counted(self.groups_left, 'group')} of other columns left as it is"
         return text
 
 
@@ -268,15 +269,16 @@ def _rewrite(
     policy: CompactionPolicy,
     progress: Progress,
 ) -> list[DataFile] | None:
-    """Write the group's rows anew and commit; None when its files are not of the table's schema. Raises as `compact`,
-    Overtaken and CommitConflict too; what was written is deleted then."""
+    """Write the group's rows anew and commit; None when its files have columns that are not the table's. Those that
+    were written before the table got a column have nulls there afterwards. Raises as `compact`, Overtaken and
+    CommitConflict too; what was written is deleted then."""
     io, first = table.iceberg_table.io, group[0].file
     schema, order = file_schema(metadata.schema()), sort_columns(metadata)
     written: list[DataFile] = []
     with given_up(io, written):
         with translated(f"rewrite data files of {table.name}"), contextlib.ExitStack() as opened:
             files = [pq.ParquetFile(opened.enter_context(io.new_input(file.path).open())) for file in group]
-            if any(_columns(file.schema_arrow) != _columns(schema) for file in files):
+            if not all(_fits(file.schema_arrow, schema) for file in files):
                 return None
             key = partition_key(metadata, first.spec_id, first.partition)
             writers = _Writers(lambda: DataFileWriter(io, metadata, schema, key), policy.target_bytes, written)
@@ -326,8 +328,15 @@ class _Writers:
                 self._writer.abort()
 
 
-def _columns(schema: pa.Schema) -> list[tuple[str, str, bytes | None]]:
-    return [(field.name, str(plain(field).type), (field.metadata or {}).get(FIELD_ID_KEY)) for field in schema]
+def _fits(found: pa.Schema, schema: pa.Schema) -> bool:
+    """Whether a file's columns are all of the table's that cannot be null, and others of the table's."""
+    columns = {_column(field) for field in schema}
+    needed = {_column(field) for field in schema if not field.nullable}
+    return needed <= {_column(field) for field in found} <= columns
+
+
+def _column(field: pa.Field) -> tuple[str, str, bytes | None]:
+    return field.name, str(plain(field).type), (field.metadata or {}).get(FIELD_ID_KEY)
 
 
 # -- rows of several files in one order
@@ -342,7 +351,7 @@ def _merged(
             for batch in file.iter_batches(batch_size=rows_max):
                 yield _rows(batch, schema)
     elif sum(file.metadata.num_rows for file in files) <= rows_max:
-        yield in_order(pa.concat_tables([file.read().cast(schema) for file in files]), order)
+        yield in_order(pa.concat_tables([_whole(file, schema) for file in files]), order)
     else:
         # Of each file there is a batch in memory, and once more what is taken out of all of them.
         batch_rows = max(1, rows_max // (2 * len(files)))
@@ -352,8 +361,13 @@ def _merged(
             yield in_order(pa.concat_tables([run.take_until(bound) for run in runs]), order)
 
 
+def _whole(file: pq.ParquetFile, schema: pa.Schema) -> pa.Table:
+    rows = file.read()
+    return pa.concat_tables([_rows(batch, schema) for batch in rows.to_batches()] or [schema.empty_table()])
+
+
 def _rows(batch: pa.RecordBatch, schema: pa.Schema) -> pa.Table:
-    return pa.Table.from_batches([batch]).cast(schema)
+    return pa.Table.from_batches([widened(batch, schema)]).cast(schema)
 
 
 class _Run:

@@ -33,7 +33,7 @@ class Live:
     def __init__(self, folder: Path, *, bars_interval_ms: int | None = None, **more: Any) -> None:
         """With `bars_interval_ms` the sink keeps bars; without, they are computed from the trades. `more` settings."""
         self._broker = EmbeddedBroker()
-        kafka = KafkaSettings.load(bootstrap_servers=self._broker.__enter__().bootstrap_servers)
+        kafka = self.kafka = KafkaSettings.load(bootstrap_servers=self._broker.__enter__().bootstrap_servers)
         KafkaLog(kafka).ensure_topics([TOPIC])
         lake_settings = self.lake_settings = LakeSettings.load(data_dir=folder)
         lake_settings.prepare()
@@ -64,10 +64,10 @@ class Live:
         """The snapshot that the server shows."""
         return self._lake.stats().snapshot_ids["trades"]
 
-    def produce(self, records: Sequence[dict[str, Any]], partition: int = 0) -> None:
+    def produce(self, records: Sequence[dict[str, Any]], partition: int = 0, *, encoder: Encoder = ENCODER) -> None:
         """These trades; returns once the broker has them. `grow` then waits for its own alone, and must not be used."""
         for record in records:
-            self._producer.produce(TOPIC, ENCODER.encode(record), partition=partition)
+            self._producer.produce(TOPIC, encoder.encode(record), partition=partition)
         self._producer.flush()
 
     def grow_unseen(self, count: int) -> None:

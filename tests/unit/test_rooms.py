@@ -27,6 +27,7 @@ HOMES: dict[str, tuple[str, ...]] = {
         "common/iceberg.py",
         "common/commit_files.py",
         "sink/table.py",
+        "sink/evolution.py",
         "sink/layout.py",
         "sink/added_rows.py",
         "sink/bars_table.py",

@@ -15,6 +15,7 @@ from common.commit_files import CommitLog
 from common.datasets import TRADES
 from common.errors import InvalidStatement, K2Error, SnapshotExpired, SnapshotNotFound, Unavailable
 from common.offsets import KafkaPartition, PartitionOffsets
+from common.schemas.arrow import table_schema
 from common.settings import LakeSettings
 from flight_server.storage.as_of import (
     AsOfCut,
@@ -155,7 +156,7 @@ def test_the_past_of_a_real_table(tmp_path: Path) -> None:
             assert source.table_cut(TRADES, AsOfTime(times[number])).offsets == at(p0=number + 1)
             cut = TableCut(snapshot_id, at(p0=number + 1))
             source.check_complete(TRADES, cut, ids[-1])
-            assert source.columns(TRADES, cut) is None
+            assert source.columns(TRADES, cut, table_schema("trade")) is None
         assert source.table_cut(TRADES, AsOfTime(0)).offsets == PartitionOffsets()
 
     check()
