@@ -9,7 +9,9 @@ the result (`cut`) and reads the same rows again when it is given back (`at`).
 
 from __future__ import annotations
 
+import contextlib
 import socket
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -21,10 +23,11 @@ from weakref import WeakSet
 import polars as pl
 import pyarrow as pa
 from adbc_driver_flightsql import ConnectionOptions, DatabaseOptions, dbapi
+from pyarrow import flight
 
 from clients.cuts import Instant, as_of_text, cut_of_partition
-from clients.errors import ClientError, ConnectError, query_error
-from clients.subscription import Access, AsyncSubscription, Subscription
+from clients.errors import ClientError, ConnectError, QueryError, query_error
+from clients.subscription import Access, AsyncSubscription, Subscription, varint
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -98,6 +101,8 @@ class Connection:
         self._raw = raw
         self._access = access or Access(uri)
         self._streams: WeakSet[ResultStream] = WeakSet()
+        self._starting: Sequence[bytes] = ()
+        self._streams_lock = threading.Lock()  # for both: `cancel` looks at them from another thread
         self._closed = False
         self.uri = uri
         self.cut: str | None = None
@@ -131,6 +136,7 @@ class Connection:
     def stream(self, sql: str, parameters: Parameters | None = None, *, at: Instant | None = None) -> ResultStream:
         """The result batch by batch, as the server produces it; memory does not grow with its size. Raises QueryError.
 
+        One at a time: the driver ends what is not read to its end when the connection's next statement begins.
         The server keeps the view of its tables until the stream has been read to its end or closed; use one that may be
         left half read as a context manager.
         """
@@ -143,19 +149,24 @@ class Connection:
         opened = [cursor]
         try:
             partitions, schema = self._announced(cursor, sql, parameters, at)
+            with self._streams_lock:
+                self._starting = partitions  # the driver waits for the first rows before there is a stream
             opened += [self._raw.cursor() for _ in partitions[1:]]
             for part, partition in zip(opened, partitions, strict=False):
                 part.adbc_read_partition(partition)
             readers = [part.fetch_record_batch() for part, _ in zip(opened, partitions, strict=False)]
-            stream = ResultStream(opened, readers, schema, cut_of_partition(partitions[0]))
+            stream = ResultStream(opened, readers, schema, partitions)
         except BaseException as error:
+            self._starting = ()
             for part in opened:
                 _let_go(part)
             if isinstance(error, dbapi.Error | pa.ArrowException | OSError):
                 raise query_error(error) from None
             raise
         self.cut = stream.cut
-        self._streams.add(stream)
+        with self._streams_lock:
+            self._starting = ()
+            self._streams.add(stream)
         return stream
 
     def _announced(
@@ -165,9 +176,18 @@ class Connection:
         if at is None:
             return cursor.adbc_execute_partitions(sql, parameters)
         before = self._raw.adbc_connection.get_option(_AS_OF)
-        self._read_at(as_of_text(at))
+        wanted = as_of_text(at)
+        self._read_at(wanted)
+        set_to = self._raw.adbc_connection.get_option(_AS_OF)
         try:
-            return cursor.adbc_execute_partitions(sql, parameters)
+            announced = cursor.adbc_execute_partitions(sql, parameters)
+            if bool(set_to) != bool(wanted) or self._raw.adbc_connection.get_option(_AS_OF) != set_to:
+                # The driver connects again by itself, and a server that started anew takes the old session's cookie
+                # for that of a new one, without its options: what was announced is then of now.
+                raise QueryError(
+                    "the server lost this session while the statement was announced; run it again", code="UNAVAILABLE"
+                )
+            return announced
         finally:
             self._read_at(before)
 
@@ -195,10 +215,33 @@ class Connection:
         """As `subscribe`, for `async for`. Errors come when it is entered, or with the first row."""
         return AsyncSubscription(self._access, sql, from_, resume_s_max=resume_s_max, with_empty=with_empty)
 
+    def cancel(self) -> None:
+        """End the results that are being read, from whatever thread: who reads one gets a QueryError, CANCELLED.
+
+        Asks the server to, on a connection of its own, because the driver's own cancel does not reach a call that waits
+        for its first rows. Raises QueryError where the server cannot be told.
+        """
+        with self._streams_lock:
+            started = [partition for stream in self._streams for partition in stream.partitions_left]
+            partitions = [*self._starting, *started]
+        if not partitions:
+            return
+        try:
+            client, options = self._access.client()
+            with contextlib.closing(client):
+                for partition in partitions:
+                    # CancelFlightInfoRequest: field 1 is the FlightInfo.
+                    body = b"\x0a" + varint(len(partition)) + partition
+                    list(client.do_action(flight.Action("CancelFlightInfo", body), options))
+        except (pa.ArrowException, flight.FlightError, OSError) as error:
+            raise query_error(error) from None
+
     def close(self) -> None:
         """End the session on the server, and every stream that is still open. May be called again."""
         self._closed = True
-        for stream in list(self._streams):
+        with self._streams_lock:
+            streams = list(self._streams)
+        for stream in streams:
             stream.close()
         _let_go(self._raw)
 
@@ -222,12 +265,20 @@ class ResultStream:
         cursors: Sequence[dbapi.Cursor],
         readers: Sequence[pa.RecordBatchReader],
         schema: pa.Schema,
-        cut: str | None,
+        partitions: Sequence[bytes],
     ) -> None:
         self._cursors = cursors
         self._readers = list(readers)
+        self._partitions = list(partitions)
+        self._closed = False
         self.schema: pa.Schema = readers[0].schema if readers else schema
-        self.cut = cut
+        self.cut = cut_of_partition(partitions[0]) if partitions else None
+
+    @property
+    def partitions_left(self) -> Sequence[bytes]:
+        """The parts of it that are not read to their end, each a FlightInfo."""
+        readers = len(self._readers)
+        return [] if self._closed or not readers else self._partitions[-readers:]
 
     def __iter__(self) -> Iterator[pa.RecordBatch]:
         while self._readers:
@@ -247,6 +298,7 @@ class ResultStream:
 
     def close(self) -> None:
         """Let the statement go, finished or not; the server stops working on it. May be called again."""
+        self._closed = True
         for cursor in self._cursors:
             _let_go(cursor)
 

@@ -201,7 +201,7 @@ class Subscription(Iterator[Arrival]):
     def _connect(self, behind: str) -> None:
         text = f"SUBSCRIBE ({self._query}\n){behind}".encode()
         self._client, options = self._access.client()
-        command = AnyMessage(type_url=_COMMAND, value=b"\x0a" + _varint(len(text)) + text)
+        command = AnyMessage(type_url=_COMMAND, value=b"\x0a" + varint(len(text)) + text)
         descriptor = flight.FlightDescriptor.for_command(command.SerializeToString())
         info = self._client.get_flight_info(descriptor, options)
         start = cut_of_metadata(info.app_metadata)
@@ -322,7 +322,8 @@ def _literal(text: str) -> str:
     return "'" + text.replace("'", "''") + "'"
 
 
-def _varint(value: int) -> bytes:
+def varint(value: int) -> bytes:
+    """A number as protobuf writes it."""
     parts = b""
     while value > 0x7F:
         parts += bytes([value & 0x7F | 0x80])

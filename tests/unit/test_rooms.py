@@ -19,7 +19,7 @@ ROOMS = ("clients", "common", "flight_server", "ingest", "k2", "sink")
 #: Library -> the only files, or folders, of ours that may import it.
 HOMES: dict[str, tuple[str, ...]] = {
     "websockets": ("ingest/websocket.py", "ingest/simulator.py"),
-    "duckdb": ("flight_server/engine/", "flight_server/storage/"),
+    "duckdb": ("flight_server/engine/", "flight_server/storage/", "clients/results.py"),
     "pyarrow.flight": ("flight_server/service/", "clients/"),
     "adbc_driver_flightsql": ("clients/",),
     "adbc_driver_manager": ("clients/",),
