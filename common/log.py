@@ -10,7 +10,7 @@ import contextlib
 import re
 import threading
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
@@ -32,6 +32,7 @@ TRANSIENT_ERRORS = {
     KafkaError.LEADER_NOT_AVAILABLE,
     KafkaError.REQUEST_TIMED_OUT,
 }
+_NO_ANSWER = {KafkaError._TIMED_OUT, KafkaError.REQUEST_TIMED_OUT}
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,7 +133,10 @@ class KafkaLog:
     def __init__(self, settings: KafkaSettings) -> None:
         self._settings = settings
         self._timeout_s = settings.request_timeout_ms / 1000
-        self._admin = AdminClient(settings.client_config())
+        self._connect()
+
+    def _connect(self) -> None:
+        self._admin = AdminClient(self._settings.client_config())
 
     def cluster_id(self) -> str:
         """The cluster's id. Raises BrokerError."""
@@ -255,7 +259,12 @@ class KafkaLog:
         return retrying(first_wait_s=0.05, wait_s_max=0.5, give_up_after_s=self._timeout_s)(listed)
 
     def _translated(self, doing: str, *, unless: int | None = None) -> contextlib.AbstractContextManager[None]:
-        return translated_kafka(f"{doing} at {self._settings.bootstrap_servers}", unless=unless)
+        """Like translated_kafka; and a client that had no answer in time is not asked again, a new one is: the old one
+        waits minutes for the node that was the controller when it last looked, also when that node is gone for good.
+        """
+        return translated_kafka(
+            f"{doing} at {self._settings.bootstrap_servers}", unless=unless, timed_out=self._connect
+        )
 
 
 class KafkaLogReader:
@@ -386,11 +395,12 @@ def note_group_offsets(consumer: Consumer, next_offsets: Mapping[Share, int]) ->
 
 
 class translated_kafka(contextlib.AbstractContextManager[None]):  # noqa: N801  (reads as a phrase: with translated_kafka(...))
-    """confluent-kafka's exceptions as BrokerError."""
+    """confluent-kafka's exceptions as BrokerError, but for the code `unless`; `timed_out` is called where none answered."""
 
-    def __init__(self, doing: str, *, unless: int | None = None) -> None:
+    def __init__(self, doing: str, *, unless: int | None = None, timed_out: Callable[[], None] | None = None) -> None:
         self._doing = doing
         self._unless = unless
+        self._timed_out = timed_out
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> bool:
         if not isinstance(error, KafkaException):
@@ -398,6 +408,8 @@ class translated_kafka(contextlib.AbstractContextManager[None]):  # noqa: N801  
         cause = error.args[0] if error.args and isinstance(error.args[0], KafkaError) else None
         if cause is not None and cause.code() == self._unless:
             return True
+        if self._timed_out is not None and cause is not None and cause.code() in _NO_ANSWER:
+            self._timed_out()
         reason = cause.str() if cause is not None else str(error)
         hint = "check that the broker runs and that K2_KAFKA_BOOTSTRAP_SERVERS is right"
         raise BrokerError(f"Kafka could not {self._doing} ({reason}); {hint}") from None

@@ -16,6 +16,7 @@ import pytest
 
 from common.codec import Encoder
 from common.datasets import TRADES
+from common.errors import BrokerError
 from common.log import KafkaLog
 from common.registry import EmbeddedRegistry
 from common.settings import KafkaSettings, LakeSettings
@@ -65,7 +66,11 @@ class Sinks:
     def kill(self, number: int) -> None:
         """SIGKILL, once it has committed something, and another in its place."""
         victim = self.running[number]
-        eventually(lambda: '"committed"' in victim.said.read_text(), what="the sink that is to die commits")
+        eventually(
+            lambda: not victim.running or '"committed"' in victim.said.read_text(),
+            timeout_s=120,
+            what=f"the sink that is to die commits; {victim.last_words()}",
+        )
         assert victim.running, victim.last_words()
         victim.end(signal.SIGKILL)
         self.running[number] = self._start()
@@ -110,11 +115,18 @@ def replayed(kafka: KafkaSettings, sinks: Sinks) -> Iterator[Replay]:
         replay.end()
 
 
+def answers(log: KafkaLog) -> bool:
+    try:
+        return bool(log.cluster_id())
+    except BrokerError:
+        return False
+
+
 def assert_every_trade_once(kafka: KafkaSettings, lake: LakeSettings, sent: int) -> None:
     log = KafkaLog(kafka)
     end = log.end_offsets(log.topics(f"^{TOPIC}$").values())
     table = IcebergTable.open(lake, TRADES)
-    eventually(lambda: table.committed_offsets().covers(end), timeout_s=60, what="the table has the whole log")
+    eventually(lambda: table.committed_offsets().covers(end), timeout_s=120, what="the table has the whole log")
     rows = Counter(i for batch in table.scan(("trade_id",)) for i in batch.column("trade_id").to_pylist())
     assert rows == Counter(range(sent))
 
@@ -137,9 +149,14 @@ def test_a_broker_of_three_and_a_sink_die_in_a_replay_and_every_trade_is_there_o
         try:
             with replayed(kafka, sinks) as replay:
                 sinks.kill(0)
+                # Clients that each took one of the nodes for the controller.
+                logs = [KafkaLog(kafka) for _ in range(8)]
+                assert len({log.cluster_id() for log in logs}) == 1
                 cluster.nodes[1].kill()
                 sent = replay.sent
                 eventually(lambda: replay.sent > sent + 1000, timeout_s=60, what="two brokers go on")
+                for log in logs:
+                    eventually(lambda log=log: answers(log), timeout_s=60, what="a log finds who is left")
                 sinks.kill(1)
             assert_every_trade_once(kafka, lake, replay.sent)
         finally:
