@@ -395,7 +395,7 @@ def note_group_offsets(consumer: Consumer, next_offsets: Mapping[Share, int]) ->
 
 
 class translated_kafka(contextlib.AbstractContextManager[None]):  # noqa: N801  (reads as a phrase: with translated_kafka(...))
-    """confluent-kafka's exceptions as BrokerError, but for the code `unless`; `timed_out` is called where none answered."""
+    """confluent-kafka's exceptions as BrokerError, but for the code `unless`; `timed_out` is called after no answer."""
 
     def __init__(self, doing: str, *, unless: int | None = None, timed_out: Callable[[], None] | None = None) -> None:
         self._doing = doing
