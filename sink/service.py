@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 from prometheus_client import CollectorRegistry
 
@@ -162,6 +163,7 @@ class SinkService:
             wait=self._stopping.wait,
             poll_messages_max=self._settings.poll_messages_max,
             after_commit=_Upkeep(table, expiry, self._clock).after_commit,
+            aside=ThreadPoolExecutor(1, f"{client_id}-files"),
         )
 
     def _join(self, dataset: Dataset, client_id: str) -> KafkaGroupMember | None:

@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Callable, Mapping, Set
+from concurrent.futures import Executor
+from contextvars import copy_context
 from dataclasses import dataclass, field, replace
 from enum import Enum
 from typing import Generic, Protocol, TypeVar
@@ -35,6 +37,8 @@ _log = get_logger("sink")
 F = TypeVar("F")
 
 _POLL_WAIT_S_MAX = 0.1
+#: While files are written, a poll waits no longer than this: then they may be done.
+_READ_ON_WAIT_S = 0.005
 
 
 class BatchDecoder(Protocol):
@@ -73,7 +77,7 @@ class SinkWorker(Generic[F]):
     the same incarnations. `member` says which partitions are this worker's; None means all. `wait` passes the time
     between two tries of a commit. `note_offsets` tells Kafka's group how far the table is, and does not fail. `hook` is
     called between any two steps: a test raises there to script a crash. `after_commit` is called behind each commit
-    (maintenance); what it raises is the caller's.
+    (maintenance); what it raises is the caller's. `aside`, if given, writes the data files while this thread reads on.
     """
 
     def __init__(
@@ -95,6 +99,7 @@ class SinkWorker(Generic[F]):
         hook: Callable[[Passed], None] = lambda passed: None,
         after_commit: Callable[[], None] = lambda: None,
         new_commit_id: Callable[[], str] = lambda: uuid.uuid4().hex,
+        aside: Executor | None = None,
     ) -> None:
         self._dataset = dataset
         self._sources = sources
@@ -110,6 +115,7 @@ class SinkWorker(Generic[F]):
         self._poll_messages_max = poll_messages_max
         self._hook = hook
         self._after_commit = after_commit
+        self._aside = aside
         self._landing = Landing(
             table,
             clock,
@@ -141,7 +147,7 @@ class SinkWorker(Generic[F]):
             now_s = self._clock.monotonic_s()
             held = self._held
             due = self._policy.is_due(rows=held.rows, nbytes=held.nbytes, oldest_s=held.oldest_s, now_s=now_s)
-            committed = due and self._commit()
+            committed = due and self._commit(read_on=self._aside)
             self._in_order = True
             return came or committed
         finally:
@@ -176,6 +182,8 @@ class SinkWorker(Generic[F]):
         if self._member is not None:
             self._member.close()
         self._dead_letters.close()
+        if self._aside is not None:
+            self._aside.shutdown()
 
     def _start_over_if_needed(self) -> None:
         """At first, and after anything that went wrong: drop what is held and read on from where the table stands."""
@@ -239,14 +247,17 @@ class SinkWorker(Generic[F]):
     def _read(self) -> bool:
         """Poll, decode and hold; True when messages came."""
         self._follow_sources()
+        now_s = self._clock.monotonic_s()
+        wait_s = self._policy.wait_s(oldest_s=self._held.oldest_s, now_s=now_s, idle_s=_POLL_WAIT_S_MAX)
+        return self._read_into(self._held, wait_s)
+
+    def _read_into(self, held: _Held, wait_s: float) -> bool:
         began_s = self._clock.monotonic_s()
-        wait_s = self._policy.wait_s(oldest_s=self._held.oldest_s, now_s=began_s, idle_s=_POLL_WAIT_S_MAX)
         consumer_batches = self._consumer.poll(self._poll_messages_max, wait_s)
         if not consumer_batches:
             return False
         polled_s = self._clock.monotonic_s()
         self._hook(Passed.POLLED)
-        held = self._held
         rows, nbytes = 0, 0
         for consumer_batch in consumer_batches:
             decoded = self._decoder.decode(consumer_batch)
@@ -320,8 +331,11 @@ class SinkWorker(Generic[F]):
             )
             self._held.oldest_s = self._clock.monotonic_s()
 
-    def _commit(self) -> bool:
-        """Make what is held part of the table; False when it was dropped instead, to be read again."""
+    def _commit(self, *, read_on: Executor | None = None) -> bool:
+        """Make what is held part of the table; False when it was dropped instead, to be read again.
+
+        With `read_on` the files are written there, and what was read meanwhile is held behind the commit.
+        """
         if self._seen is None or not self._confirm(self._seen):
             self._start_over_on_new_topics()
             return False
@@ -332,7 +346,7 @@ class SinkWorker(Generic[F]):
             began_s = self._clock.monotonic_s()
             self._dead_letters.write(held.letters)
             self._hook(Passed.LETTERS_WRITTEN)
-            files = self._table.write(joined_rows(held.batches, self._schema))
+            files, ahead = self._write(joined_rows(held.batches, self._schema), read_on)
             written_s = self._clock.monotonic_s()
             self._hook(Passed.FILES_WRITTEN)
             stands = self._land(files, base, to)
@@ -350,13 +364,34 @@ class SinkWorker(Generic[F]):
                 write_s=stats.write_s + written_s - began_s,
                 commit_s=stats.commit_s + committed_s - written_s,
             )
-            self._held = _Held()
+            self._held = ahead
             self._committed = base.advanced(to)
             self._note_offsets(self._seen.by_name(to))
             self._hook(Passed.OFFSETS_NOTED)
             _log.debug("committed", dataset=self._dataset.name, rows=held.rows, dead_letters=len(held.letters))
             self._after_commit()
         return True
+
+    def _write(self, rows: pa.Table, read_on: Executor | None) -> tuple[F, _Held]:
+        """The files, and what was read while they were written: as much as the next commit may hold.
+
+        Where reading fails, nothing of this turn is to land: the files go, for what was read is in doubt.
+        """
+        ahead = _Held()
+        if read_on is None or not rows.num_rows:
+            return self._table.write(rows), ahead
+        writing = read_on.submit(copy_context().run, self._table.write, rows)
+        try:
+            while not writing.done() and not self._is_full(ahead):
+                self._read_into(ahead, _READ_ON_WAIT_S)
+        except K2Error:
+            self._table.discard(writing.result())
+            raise
+        return writing.result(), ahead
+
+    def _is_full(self, held: _Held) -> bool:
+        now_s = held.oldest_s or 0.0
+        return self._policy.is_due(rows=held.rows, nbytes=held.nbytes, oldest_s=held.oldest_s, now_s=now_s)
 
     def _land(self, files: F, base: PartitionOffsets, to: PartitionOffsets) -> PartitionOffsets | None:
         try:

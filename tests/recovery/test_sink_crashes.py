@@ -77,11 +77,13 @@ def assert_whole(bench: SinkBench, lake: LakeSettings) -> None:
     assert letters == bad_positions(bench.log)
 
 
+@pytest.mark.parametrize("reads_on", [0, 2])
 @pytest.mark.parametrize("occurrence", [1, 2, 3])
 @pytest.mark.parametrize("point", list(Passed), ids=lambda point: point.name.lower())
 def test_a_crash_at_any_point_neither_loses_nor_doubles(
-    bench: SinkBench, lake: LakeSettings, point: Passed, occurrence: int
+    bench: SinkBench, lake: LakeSettings, point: Passed, occurrence: int, reads_on: int
 ) -> None:
+    bench.reads_on = reads_on
     bench.crash_at = {point: occurrence}
     assert bench.run_with_crashes() == 1
     assert_whole(bench, lake)

@@ -364,6 +364,8 @@ def test_any_schedule_of_members_that_come_go_die_and_wake_ends_with_each_record
 
     team.bench.crash_at = {}
     team.store.faults.clear()
+    # A hole at the very end of a partition is nothing to commit; each ends with a record.
+    team.produce(PARTITIONS)
     for _ in range(200):
         for index in range(len(team.workers)):
             step(index)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from concurrent.futures import Executor, Future
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -45,6 +46,31 @@ class FakeDeadLetters:
     def close(self) -> None: ...
 
 
+class _Writing(Future[Any]):
+    """Work that is done after having been asked so many times whether it is, and not before."""
+
+    def __init__(self, turns: int, work: Callable[[], Any]) -> None:
+        super().__init__()
+        self._turns, self._work = turns, work
+
+    def done(self) -> bool:
+        self._turns -= 1
+        return self._turns < 0
+
+    def result(self, timeout: float | None = None) -> Any:
+        return self._work()
+
+
+@dataclass
+class Aside(Executor):
+    """Writes files while the worker reads on for so many turns, in one thread and always in the same order."""
+
+    turns: int
+
+    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+        return _Writing(self.turns, lambda: fn(*args, **kwargs))
+
+
 @dataclass
 class SinkBench:
     """Everything around a worker. `worker()` makes one as a process start would; its crash is `crash_at`."""
@@ -59,6 +85,8 @@ class SinkBench:
     after_commit: Callable[[], None] = lambda: None
     on_passed: Callable[[Passed], None] = lambda passed: None
     discovery_lags: bool = False
+    #: Reads while files are written; 0: the worker waits for them.
+    reads_on: int = 0
     noted: dict[Share, int] = field(default_factory=dict)
     _sources: Sources | None = None
 
@@ -80,6 +108,7 @@ class SinkBench:
             poll_messages_max=self.poll_messages_max,
             hook=self._hook,
             after_commit=self.after_commit,
+            aside=Aside(self.reads_on) if self.reads_on else None,
         )
 
     def sources(self) -> Sources:

@@ -7,6 +7,7 @@ import os
 import socket
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from click.testing import CliRunner
 
 from common.settings import ALL_SETTINGS
 from k2.cli import cli
+from tests.support.command import Done, command
 from tests.support.kafka import eventually
 from tests.support.processes import started
 
@@ -22,6 +24,8 @@ FRAMES = [
     f'"q":"0.00017000","T":1723161601437,"m":true,"M":true}}}}'
     for n in range(1, 201)
 ]
+
+k2_here = pytest.fixture(command)
 
 NOBODY = {"K2_KAFKA_BOOTSTRAP_SERVERS": "127.0.0.1:1", "K2_KAFKA_REQUEST_TIMEOUT_MS": "500"}
 
@@ -48,8 +52,8 @@ def test_help_reads_well(command: str) -> None:
     assert len(done.output.splitlines()) > 5
 
 
-def test_the_settings_in_force_are_listed() -> None:
-    done = k2("--check-settings", K2_SINK_COMMIT_AGE_MS_MAX="1234", K2_KAFKA_SASL_PASSWORD="hidden-word")
+def test_the_settings_in_force_are_listed(k2_here: Callable[..., Done]) -> None:
+    done = k2_here("--check-settings", K2_SINK_COMMIT_AGE_MS_MAX="1234", K2_KAFKA_SASL_PASSWORD="hidden-word")
     assert done.returncode == 0, done.stderr
     for kind in ALL_SETTINGS:
         for name in kind.model_fields:
@@ -75,9 +79,9 @@ def test_the_settings_in_force_are_listed() -> None:
     ],
 )  # fmt: skip
 def test_wrong_use_gets_one_clear_sentence(
-    arguments: tuple[str, ...], env: dict[str, str], code: int, words: str, tmp_path: Path
+    k2_here: Callable[..., Done], arguments: tuple[str, ...], env: dict[str, str], code: int, words: str, tmp_path: Path
 ) -> None:
-    done = k2(*arguments, **{"K2_LAKE_DATA_DIR": str(tmp_path / "lake"), **env})
+    done = k2_here(*arguments, **{"K2_LAKE_DATA_DIR": str(tmp_path / "lake"), **env})
     assert done.returncode == code, done.stderr
     assert words in done.stderr
     assert "Traceback" not in done.stdout + done.stderr

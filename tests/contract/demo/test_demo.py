@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,9 @@ import pytest
 
 import clients
 from clients import ClientError
+from tests.support.command import Done, command
+
+k2_here = pytest.fixture(command)
 
 _PER_SYMBOL = (
     "SELECT symbol, count(*) AS trades, count(DISTINCT trade_id) AS ids, min(trade_id) AS first_id, "
@@ -173,12 +177,13 @@ def test_ctrl_c_ends_everything_and_leaves_no_process(arguments: tuple[str, ...]
         (("--unknown",), 2, "No such option"),
     ],
 )
-def test_wrong_use_gets_one_clear_sentence(arguments: tuple[str, ...], code: int, words: str) -> None:
-    process = demo("--once", *arguments)
-    out, err = process.communicate(timeout=60)
-    assert process.returncode == code, err
-    assert words in err
-    assert "Traceback" not in out + err
+def test_wrong_use_gets_one_clear_sentence(
+    k2_here: Callable[..., Done], arguments: tuple[str, ...], code: int, words: str
+) -> None:
+    done = k2_here("demo", "--once", *arguments)
+    assert done.returncode == code, done.stderr
+    assert words in done.stderr
+    assert "Traceback" not in done.stdout + done.stderr
 
 
 def test_a_port_in_use_and_a_second_demo_on_the_same_directory_are_said(tmp_path: Path) -> None:

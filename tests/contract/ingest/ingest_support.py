@@ -21,7 +21,7 @@ from common.settings import IngestSettings, KafkaSettings
 from ingest.service import IngestService
 
 #: For whatever a thread is to reach; far beyond what it takes, so that a slow machine fails no test.
-PATIENCE_S = 30.0
+PATIENCE_S = 90.0
 
 
 def eventually(condition: Callable[[], bool], what: str | Callable[[], str]) -> None:

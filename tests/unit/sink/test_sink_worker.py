@@ -11,6 +11,7 @@ from structlog.testing import capture_logs
 from common.errors import BrokerError, CatalogError, CommitConflict, LogTruncated
 from common.offsets import KafkaPartition, PartitionOffsets
 from sink.commit_policy import CommitPolicy
+from sink.worker import Passed
 from tests.support.fake_log import FakeLog
 from tests.support.fake_table import FakeStore, FakeTable, Fault
 from tests.support.records import trade
@@ -62,6 +63,58 @@ def test_rows_make_a_commit_due(bench: SinkBench, store: FakeStore) -> None:
     worker.step()
     assert (worker.stats.rows_held, worker.stats.commits) == (0, 1)
     assert ids(store) == list(range(11))
+
+
+@pytest.mark.parametrize("reads_on", [1, 2, 3, 50])
+def test_while_files_are_written_the_log_is_read_on_up_to_the_next_commit(
+    bench: SinkBench, store: FakeStore, reads_on: int
+) -> None:
+    bench.reads_on = reads_on
+    bench.log.create(TOPIC)
+    fill(bench.log, 0, 60)
+    worker = bench.worker()
+    worker.step(), worker.step(), worker.step()
+    assert ids(store) == list(range(12))
+    assert bench.committed() == PartitionOffsets(dict.fromkeys(bench.log.end_offsets(), 12))
+    assert worker.stats.rows_held == min(4 * reads_on, 12), "no more than what the next commit takes"
+    bench.run(worker)
+    assert ids(store) == list(range(60))
+    assert worker.stats.rows_read == 60
+
+
+def test_what_was_read_meanwhile_goes_with_a_commit_that_does_not_land(bench: SinkBench, store: FakeStore) -> None:
+    bench.reads_on = 2
+    bench.log.create(TOPIC)
+    fill(bench.log, 0, 30)
+    other, worker = bench.worker(), bench.worker()
+    worker.step(), worker.step()
+    bench.run(other)
+    worker.step()
+    assert worker.stats.rows_held == 0
+    bench.run(worker)
+    assert ids(store) == list(range(30))
+
+
+def test_a_read_that_fails_while_files_are_written_leaves_neither_rows_nor_files(
+    bench: SinkBench, store: FakeStore
+) -> None:
+    bench.reads_on = 2
+    bench.log.create(TOPIC)
+    fill(bench.log, 0, 30)
+    worker = bench.worker()
+    worker.step(), worker.step()
+
+    def break_the_broker(passed: Passed) -> None:
+        if passed is Passed.DECODED and worker.stats.rows_read == 12:
+            bench.log.down = True
+
+    bench.on_passed = break_the_broker
+    with pytest.raises(BrokerError):
+        worker.step()
+    assert (ids(store), store.files) == ([], {})
+    bench.log.down = False
+    bench.run(worker)
+    assert ids(store) == list(range(30))
 
 
 def test_bytes_make_a_commit_due(bench: SinkBench, store: FakeStore) -> None:
