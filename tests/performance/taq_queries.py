@@ -8,13 +8,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 
 import polars as pl
 
-from tests.performance.market_day import symbol_name
+from tests.performance.market_day import BEGIN_US, SYMBOLS, symbol_name
 
 #: A symbol that has a hundredth of the day's rows, and the busiest one.
 QUIET, BUSY = symbol_name(18), symbol_name(0)
+
+#: After this the quotes of the day may end before a minute is over.
+_END = datetime.fromtimestamp(BEGIN_US // 1_000_000, UTC) + timedelta(hours=23, minutes=58)
 
 
 @dataclass(frozen=True)
@@ -89,15 +93,11 @@ def _asof(trades: pl.LazyFrame, quotes: pl.LazyFrame) -> pl.LazyFrame:
 
 
 def _around(trades: pl.LazyFrame, quotes: pl.LazyFrame) -> pl.LazyFrame:
-    """How many quotes and which spreads lie within a second, by running sums: polars has no join for it."""
+    """How many quotes lie within a second, by their numbers: polars has no join for it."""
     right = (
         quotes.filter(pl.col("symbol") == BUSY)
         .sort("receive_time", "quote_id")
-        .select(
-            "receive_time",
-            pl.int_range(1, pl.len() + 1, dtype=pl.Int64).alias("number"),
-            (pl.col("ask_price") - pl.col("bid_price")).cum_sum().alias("spreads"),
-        )
+        .select("receive_time", pl.int_range(1, pl.len() + 1, dtype=pl.Int64).alias("number"))
     )
     left = trades.filter(pl.col("symbol") == BUSY).select(
         (pl.col("receive_time") - pl.duration(seconds=1)).alias("low"),
@@ -112,8 +112,7 @@ def _around(trades: pl.LazyFrame, quotes: pl.LazyFrame) -> pl.LazyFrame:
         )
     )
     counted = pl.col("number").fill_null(0) - pl.col("number_low").fill_null(0)
-    spreads = pl.col("spreads").fill_null(0) - pl.col("spreads_low").fill_null(0)
-    return joined.select(pl.len().alias("trades"), counted.sum().alias("quotes"), spreads.sum().alias("spreads"))
+    return joined.select(pl.len().alias("trades"), counted.sum().alias("quotes"))
 
 
 def _markouts(trades: pl.LazyFrame, quotes: pl.LazyFrame) -> pl.LazyFrame:
@@ -122,7 +121,8 @@ def _markouts(trades: pl.LazyFrame, quotes: pl.LazyFrame) -> pl.LazyFrame:
         .sort("receive_time", "quote_id")
         .select("receive_time", (pl.col("bid_price") + pl.col("ask_price")).alias("double_middle"))
     )
-    left = trades.filter(pl.col("symbol") == BUSY).select("receive_time", "side").sort("receive_time")
+    some = trades.filter((pl.col("symbol") == BUSY) & (pl.col("event_time") < _END))
+    left = some.select("receive_time", "side").sort("receive_time")
     there = left.join_asof(right, on="receive_time", strategy="backward").rename({"double_middle": "before"})
     parts = [
         there.select(
@@ -219,18 +219,23 @@ QUERIES = (
         f"(SELECT symbol AS quoted, {_QUOTE_KEY} AS quote_key, bid_price, ask_price FROM {{quotes}}) "
         "ON symbol = quoted AND key >= quote_key GROUP BY symbol",
         _asof,
+        "SELECT symbol, count(*) AS trades, count(bid_price) AS matched, sum(bid_price) AS bids, "
+        "sum(ask_price) AS asks "
+        f"FROM asof_quotes([{', '.join(repr(symbol_name(n)) for n in range(SYMBOLS))}], tolerance := '1d') "
+        "GROUP BY symbol",
     ),
     Query(
         "quotes within a second of each trade, busiest symbol",
         "WITH t AS (SELECT trade_id, receive_time AS traded, unnest([epoch_us(receive_time) // 1000000 - 1, "
         "epoch_us(receive_time) // 1000000, epoch_us(receive_time) // 1000000 + 1]) AS second FROM {trades} "
         f"WHERE symbol = '{BUSY}'), "
-        "q AS (SELECT receive_time, epoch_us(receive_time) // 1000000 AS second, ask_price - bid_price AS spread "
+        "q AS (SELECT receive_time, epoch_us(receive_time) // 1000000 AS second "
         f"FROM {{quotes}} WHERE symbol = '{BUSY}'), "
-        "joined AS (SELECT count(*) AS quotes, sum(spread) AS spreads FROM t JOIN q USING (second) "
+        "joined AS (SELECT count(*) AS quotes FROM t JOIN q USING (second) "
         "WHERE receive_time BETWEEN traded - INTERVAL 1 SECOND AND traded + INTERVAL 1 SECOND) "
-        f"SELECT (SELECT count(*) FROM {{trades}} WHERE symbol = '{BUSY}') AS trades, quotes, spreads FROM joined",
+        f"SELECT (SELECT count(*) FROM {{trades}} WHERE symbol = '{BUSY}') AS trades, quotes FROM joined",
         _around,
+        f"SELECT count(*) AS trades, sum(quote_count)::BIGINT AS quotes FROM window_quotes('{BUSY}')",
     ),
     Query(
         "markouts at 1, 5 and 60 s, busiest symbol",
@@ -238,13 +243,17 @@ QUERIES = (
         f"FROM {{quotes}} "
         f"WHERE symbol = '{BUSY}'), "
         f"t AS (SELECT receive_time, side, middle AS before FROM "
-        f"(SELECT receive_time, side, (receive_time, {_LAST_ID}) AS key FROM {{trades}} WHERE symbol = '{BUSY}') "
+        f"(SELECT receive_time, side, (receive_time, {_LAST_ID}) AS key FROM {{trades}} WHERE symbol = '{BUSY}' "
+        f"AND event_time < '{_END.isoformat()}') "
         "ASOF LEFT JOIN q ON key >= quote_key), "
         f"later AS (SELECT seconds, side, before, (receive_time + to_seconds(seconds), {_LAST_ID}) AS key "
         "FROM t, (VALUES (1), (5), (60)) horizons(seconds)) "
         "SELECT seconds, side, count(middle - before) AS trades, sum(middle - before) AS double_moves "
         "FROM later ASOF LEFT JOIN q ON key >= quote_key GROUP BY ALL",
         _markouts,
+        "SELECT horizon_us // 1000000 AS seconds, side, count(mid_move) AS trades, "
+        "2 * sum(CASE side WHEN 'BUY' THEN mid_move ELSE -mid_move END) AS double_moves "
+        f"FROM markouts('{BUSY}', NULL, '{_END.isoformat()}', tolerance := '1d') GROUP BY ALL",
     ),
     Query(
         "ten symbols of most volume",

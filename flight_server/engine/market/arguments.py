@@ -5,6 +5,7 @@ Each `value` raises ValueError with what is wrong and what to write instead, whi
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -15,6 +16,8 @@ from zoneinfo import ZoneInfo
 from flight_server.engine.market.widths import Width, width_of
 from flight_server.storage.read_view import literal
 
+#: No time at all, as text or as DuckDB writes an INTERVAL of nothing.
+_NOTHING = re.compile(r"\s*(?:0+(?:\.0+)?\s*[A-Za-z]+|0?0:00:00(?:\.0+)?)\s*")
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
@@ -84,6 +87,23 @@ class Interval:
     def value(self, given: Constant) -> Width:
         found = width_of(given.text)
         if not found.months and found.us < self.us_min:
+            raise ValueError(f"is {given.text[:40]!r}; the shortest is {Width(us=self.us_min)}")
+        return found
+
+
+@dataclass(frozen=True)
+class Length:
+    """A Width of fixed length, from nothing or from `us_min` microseconds on."""
+
+    us_min: int = 0
+    sql_type: str = "INTERVAL"
+    stand_in: Width = Width(us=1_000_000)  # noqa: RUF009  (a frozen value)
+
+    def value(self, given: Constant) -> Width:
+        found = Width() if _NOTHING.fullmatch(given.text) else width_of(given.text)
+        if found.months:
+            raise ValueError(f"is {given.text[:40]!r}, and months differ; write a time of fixed length, as in '5s'")
+        if found.us < self.us_min:
             raise ValueError(f"is {given.text[:40]!r}; the shortest is {Width(us=self.us_min)}")
         return found
 

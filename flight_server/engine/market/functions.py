@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from common.errors import InvalidStatement
 from flight_server.engine.market.arguments import Call, Symbols, Taken, Text, Time, instant_sql
+from flight_server.engine.market.widths import Width
 from flight_server.storage.read_view import literal
 
 SYMBOL = Taken("symbol", Symbols(), "a symbol, or a list of them", also=("symbols",))
@@ -95,4 +96,6 @@ def unknown_argument(function: MarketFunction, name: str) -> InvalidStatement:
 def _shown(default: object) -> str:
     if default is None:
         return "NULL"
-    return repr(default) if isinstance(default, str) else str(default)
+    if isinstance(default, tuple):
+        return f"[{', '.join(map(_shown, default))}]"
+    return repr(str(default)) if isinstance(default, (str, Width)) else str(default)

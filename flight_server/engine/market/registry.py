@@ -6,7 +6,10 @@ from collections.abc import Mapping
 
 from flight_server.engine.market.arguments import Call
 from flight_server.engine.market.functions import MarketFunction
+from flight_server.engine.market.joins import ASOF_QUOTES, MARKOUTS
+from flight_server.engine.market.latest import LATEST_ON, TOP_TRADES
 from flight_server.engine.market.ohlcv import OHLCV
+from flight_server.engine.market.window_quotes import WINDOW_QUOTES
 from flight_server.storage.macros import MACROS
 from flight_server.storage.read_view import literal
 
@@ -36,4 +39,6 @@ _LISTING = MarketFunction(
     reads=(),
 )
 #: By name, lower case.
-FUNCTIONS: Mapping[str, MarketFunction] = {one.name: one for one in (_LISTING, OHLCV)}
+FUNCTIONS: Mapping[str, MarketFunction] = {
+    one.name: one for one in (_LISTING, OHLCV, ASOF_QUOTES, WINDOW_QUOTES, MARKOUTS, LATEST_ON, TOP_TRADES)
+}
