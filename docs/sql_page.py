@@ -27,7 +27,7 @@ def _rows() -> Iterator[str]:
     yield "| function | what it gives | example |"
     yield "|---|---|---|"
     for _name, kind, arguments, returns, help_, example in duckdb.sql(listing(Call({}))).fetchall():
-        columns = returns if kind == "aggregate" else f"columns: {returns}"
+        columns = returns if kind == "macro" else f"columns: {returns}"
         yield f"| {kind}<br>`{arguments}` | {help_}<br>{columns} | `{example}` |"
 
 

@@ -34,10 +34,21 @@ class Macro:
 _NOTIONAL = "sum(CAST(price AS DECIMAL(18,8)) * CAST(quantity AS DECIMAL(28,8)))"
 _VOLUME = "sum(CASE WHEN price IS NOT NULL THEN CAST(quantity AS DECIMAL(28,8)) END)"
 
+_DECIMAL = "CAST(CAST(digits AS DECIMAL(28,0)) * CAST(0.00000001 AS DECIMAL(9,8)) AS DECIMAL(28,8))"
+
 #: All of them give the same for the same rows each time.
 MACROS = (
     Macro("k2_digits", "number", digits("number"), "HUGEINT"),
     Macro("k2_quotient", "numerator, denominator", rounded_quotient("numerator", "denominator"), "DECIMAL(18,8)"),
+    Macro("k2_decimal", "digits", _DECIMAL, "DECIMAL(28,8)"),
+    Macro(
+        "mid",
+        "bid_price, ask_price",
+        "CAST((CAST(bid_price AS DECIMAL(18,8)) + CAST(ask_price AS DECIMAL(18,8))) * 0.5 AS DECIMAL(20,9))",
+        "DECIMAL(20,9)",
+        "Half of the sum of bid and ask, with every digit; NULL where either is missing.",
+        "SELECT symbol, quote_id, mid(bid_price, ask_price) AS mid FROM market.quotes",
+    ),
     Macro(
         "vwap",
         "price, quantity",

@@ -99,11 +99,11 @@ class FakeLake:
         if rows:
             self.publish(trades(range(rows)))
 
-    def publish(self, rows: pa.Table) -> None:
-        """Add trades and move the cut, in one transaction."""
+    def publish(self, rows: pa.Table, dataset: str = "trades") -> None:
+        """Add rows, of trades if nothing else is said, and move the cut, in one transaction."""
         self.generation += 1
         with self._database.publication():
-            self._database.insert(self._relations["trades"], rows)
+            self._database.insert(self._relations[dataset], rows)
             self._database.set_positions(self.generation, [], [])
         for wake in list(self._listeners):
             wake()

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from common.errors import InvalidStatement
 from flight_server.engine.market.arguments import Call, Symbols, Taken, Text, Time, instant_sql
+from flight_server.engine.market.grids import ALL_TIME, Grid
 from flight_server.engine.market.widths import Width
 from flight_server.storage.read_view import literal
 
@@ -59,9 +60,9 @@ def check_range(call: Call, zone: str = "UTC") -> tuple[int | None, int | None]:
     return low, high
 
 
-def asked(call: Call, time: str, zone: str = "UTC") -> str:
-    """The condition of a call's symbols, exchange and range on a relation whose column of times is `time`."""
-    low, high = check_range(call, zone)
+def asked(call: Call, time: str, grid: Grid = ALL_TIME) -> str:
+    """The condition of a call's symbols, exchange, range and sessions on a relation whose column of times is `time`."""
+    low, high = check_range(call, grid.calendar.zone)
     symbols = ", ".join(map(literal, call["symbol"]))
     terms = [f"symbol = {symbols}" if len(call["symbol"]) == 1 else f"symbol IN ({symbols})"]
     if call["exchange"] is not None:
@@ -70,20 +71,22 @@ def asked(call: Call, time: str, zone: str = "UTC") -> str:
         terms.append(f"{time} >= {instant_sql(low)}")
     if high is not None:
         terms.append(f"{time} < {instant_sql(high)}")
+    if grid.calendar.has_sessions:
+        terms.append(grid.is_open(time))
     return " AND ".join(terms)
 
 
-def trades_of(call: Call, columns: str, zone: str = "UTC") -> str:
+def trades_of(call: Call, columns: str, grid: Grid = ALL_TIME) -> str:
     """The SELECT of the trades that a call asks for."""
-    return f"SELECT {columns} FROM {call.relation('trades')} WHERE {asked(call, 'event_time', zone)}"
+    return f"SELECT {columns} FROM {call.relation('trades')} WHERE {asked(call, 'event_time', grid)}"
 
 
-def quotes_of(call: Call, columns: str, zone: str = "UTC") -> str:
+def quotes_of(call: Call, columns: str, grid: Grid = ALL_TIME) -> str:
     """The SELECT of the quotes that a call asks for, with their time as `quote_time`: that of the venue, or where it
     gives none that of their receipt. In two parts, whose comparisons choose files by the statistics of either column.
     """
     return " UNION ALL ".join(
-        f"SELECT {columns}, {time} AS quote_time FROM {call.relation('quotes')} WHERE {asked(call, time, zone)}{rest}"
+        f"SELECT {columns}, {time} AS quote_time FROM {call.relation('quotes')} WHERE {asked(call, time, grid)}{rest}"
         for time, rest in (("event_time", ""), ("receive_time", " AND event_time IS NULL"))
     )
 

@@ -47,12 +47,15 @@ CALENDARS = {
 
 @dataclass(frozen=True)
 class Grid:
-    """The intervals of one width in one calendar. Raises ValueError for a width that the calendar has no use for."""
+    """The intervals of one width in one calendar; without a width all time is one. Raises ValueError for a width that
+    the calendar has no use for."""
 
-    width: Width
+    width: Width | None
     calendar: Calendar = CALENDARS["24/7"]
 
     def __post_init__(self) -> None:
+        if self.width is None:
+            return
         if self.calendar.has_sessions and self.width.us > DAY_US and self.width.us % DAY_US:
             raise ValueError(
                 f"has intervals of {self.width}, and sessions of {self.calendar.name}; write less than a day, or whole "
@@ -61,30 +64,47 @@ class Grid:
 
     @property
     def resolution_us(self) -> int:
-        """All starts and ends are multiples of this since 1970, UTC."""
+        """All starts and ends are multiples of this since 1970, UTC; 0 for none."""
         if self.calendar.has_sessions:
-            return math.gcd(self.width.us, _MINUTE_US) if self._is_intraday else _MINUTE_US
-        return math.gcd(self.width.us, DAY_US)
+            return math.gcd(self._width.us, _MINUTE_US) if self._is_intraday else _MINUTE_US
+        return 0 if self.width is None else math.gcd(self._width.us, DAY_US)
+
+    def is_open(self, time: str) -> str:
+        """The condition that an instant is in a session, as SQL. `time` is a column."""
+        if not self.calendar.has_sessions:
+            return "true"
+        passed, local = self._passed(time), self._local(time)
+        return f"isodow({local}) <= 5 AND {passed} >= {self.calendar.open_us} AND {passed} < {self.calendar.close_us}"
 
     def start_of(self, time: str) -> str:
-        """The start of the interval that an instant is in, as SQL; NULL in no session. `time` is a column."""
+        """The start of the interval that an instant is in, if it is in a session, as SQL; NULL without a width."""
+        if self.width is None:
+            return "CAST(NULL AS TIMESTAMPTZ)"
         if not self.calendar.has_sessions:
             if self.width.months:
                 return _zoned(f"time_bucket({self._step}, timezone('UTC', {time}))", "UTC")
             return f"make_timestamptz(epoch_us({time}) - {_modulo(f'epoch_us({time}) - {_MONDAY_US}', self.width.us)})"
-        zone = self.calendar.zone
-        local = f"timezone('{zone}', {time})"
-        day = f"date_trunc('day', {local})"
-        passed = f"(epoch_us({local}) - epoch_us({day}))"
-        if self._is_intraday:
-            since = f"({passed} - {self.calendar.open_us})"
-            start = f"{day} + to_microseconds({self.calendar.open_us} + {since} - {since} % {self.width.us})"
-        else:
-            start = self._day_bucket(day)
-        is_open = (
-            f"isodow({local}) <= 5 AND {passed} >= {self.calendar.open_us} AND {passed} < {self.calendar.close_us}"
+        day = f"date_trunc('day', {self._local(time)})"
+        if not self._is_intraday:
+            return _zoned(self._day_bucket(day), self.calendar.zone)
+        since = f"({self._passed(time)} - {self.calendar.open_us})"
+        start = f"{day} + to_microseconds({self.calendar.open_us} + {since} - {since} % {self.width.us})"
+        return _zoned(start, self.calendar.zone)
+
+    def pieces(self, begin: str, end: str) -> str:
+        """An SQL list of the stretches {bar_start, begins, ends} of sessions, each in one interval and all apart, that
+        may lie between two instants, both included, which are columns."""
+        if self.calendar.has_sessions:
+            return self._session_pieces(begin, end)
+        if self.width is None:
+            return f"[{{'bar_start': {self.start_of(begin)}, 'begins': {begin}, 'ends': {end}}}]"
+        starts = self._starts(begin, end)
+        after = (
+            _zoned(f"timezone('UTC', start) + {self._step}", "UTC")
+            if self.width.months
+            else f"start + to_microseconds({self.width.us})"
         )
-        return f"CASE WHEN {is_open} THEN {_zoned(start, zone)} END"
+        return f"list_transform({starts}, lambda start: {{'bar_start': start, 'begins': start, 'ends': {after}}})"
 
     def starts(self, low: int | None, high: int | None) -> str:
         """An SQL list of the starts of all intervals from that of the instant `low` to the last that begins before
@@ -97,53 +117,91 @@ class Grid:
         end = "last_start" if high is None else instant_sql(high - 1)
         if self.calendar.has_sessions:
             return self._session_starts(begin, end, is_bounded=high is not None)
+        return self._starts(begin, end)
+
+    def _starts(self, begin: str, end: str) -> str:
         first, last = (self.start_of(one) for one in (begin, end))
-        if self.width.months:
+        if self._width.months:
             local = f"generate_series(timezone('UTC', {first}), timezone('UTC', {last}), {self._step})"
             return f"list_transform({local}, lambda local: {_zoned('local', 'UTC')})"
-        series = f"range(epoch_us({first}), epoch_us({last}) + 1, {self.width.us})"
+        series = f"range(epoch_us({first}), epoch_us({last}) + 1, {self._width.us})"
         return f"list_transform({series}, lambda us: make_timestamptz(us))"
 
     @property
+    def _width(self) -> Width:
+        return self.width or Width()
+
+    @property
     def _is_intraday(self) -> bool:
-        return not self.width.months and self.width.us < DAY_US
+        return 0 < self._width.us < DAY_US
 
     @property
     def _step(self) -> str:
-        return f"INTERVAL {self.width.months} MONTH"
+        return f"INTERVAL {self._width.months} MONTH"
+
+    def _local(self, time: str) -> str:
+        return f"timezone('{self.calendar.zone}', {time})"
+
+    def _passed(self, time: str) -> str:
+        """Microseconds since local midnight."""
+        return f"(epoch_us({self._local(time)}) - epoch_us(date_trunc('day', {self._local(time)})))"
 
     def _day_bucket(self, day: str) -> str:
         """The local midnight at which the interval of a local midnight begins."""
-        if self.width.months:
+        if self._width.months:
             return f"time_bucket({self._step}, {day})"
-        return f"{day} - to_microseconds({_modulo(f'epoch_us({day}) - {_MONDAY_US}', self.width.us)})"
+        return f"{day} - to_microseconds({_modulo(f'epoch_us({day}) - {_MONDAY_US}', self._width.us)})"
+
+    def _days(self, begin: str, end: str) -> str:
+        """The local midnights of all days with a session, from that of one instant to that of another."""
+        zone = self.calendar.zone
+        first, last = f"date_trunc('day', timezone('{zone}', {begin}))", f"timezone('{zone}', {end})"
+        return f"list_filter(generate_series({first}, {last}, INTERVAL 1 DAY), lambda day: isodow(day) <= 5)"
+
+    def _at(self, us: object) -> str:
+        """The instant so many microseconds after the local midnight `day`."""
+        return _zoned(f"day + to_microseconds({us})", self.calendar.zone)
 
     def _session_starts(self, begin: str, end: str, *, is_bounded: bool) -> str:
-        zone, opens_us, closes_us = self.calendar.zone, self.calendar.open_us, self.calendar.close_us
-
-        def at(us: object) -> str:
-            return _zoned(f"day + to_microseconds({us})", zone)
-
-        days = (
-            f"list_filter(generate_series(date_trunc('day', timezone('{zone}', {begin})), "
-            f"timezone('{zone}', {end}), INTERVAL 1 DAY), lambda day: isodow(day) <= 5)"
-        )
+        opens_us, closes_us = self.calendar.open_us, self.calendar.close_us
+        days = self._days(begin, end)
         if self._is_intraday:
-            ends = at(f"least(us + {self.width.us}, {closes_us})")
-            wanted = f"lambda us: {at('us')} <= {end} AND {ends} > {begin}"
-            offsets = f"list_filter(range({opens_us}, {closes_us}, {self.width.us}), {wanted})"
-            return f"flatten(list_transform({days}, lambda day: list_transform({offsets}, lambda us: {at('us')})))"
+            ends = self._at(f"least(us + {self._width.us}, {closes_us})")
+            wanted = f"lambda us: {self._at('us')} <= {end} AND {ends} > {begin}"
+            offsets = f"list_filter(range({opens_us}, {closes_us}, {self._width.us}), {wanted})"
+            return (
+                f"flatten(list_transform({days}, lambda day: list_transform({offsets}, lambda us: {self._at('us')})))"
+            )
         # A day is there when some of its session lies between the bounds. `last_start` is a midnight, before its day.
-        opened = f"{at(opens_us)} <= {end} AND " if is_bounded else ""
-        some = f"list_filter({days}, lambda day: {opened}{at(closes_us)} > {begin})"
-        starts = f"list_transform({some}, lambda day: {_zoned(self._day_bucket('day'), zone)})"
+        opened = f"{self._at(opens_us)} <= {end} AND " if is_bounded else ""
+        some = f"list_filter({days}, lambda day: {opened}{self._at(closes_us)} > {begin})"
+        starts = f"list_transform({some}, lambda day: {_zoned(self._day_bucket('day'), self.calendar.zone)})"
         return f"list_sort(list_distinct({starts}))"
+
+    def _session_pieces(self, begin: str, end: str) -> str:
+        opens_us, closes_us = self.calendar.open_us, self.calendar.close_us
+        days = self._days(begin, end)
+        if self._is_intraday:
+            ends = self._at(f"least(us + {self._width.us}, {closes_us})")
+            piece = f"{{'bar_start': {self._at('us')}, 'begins': {self._at('us')}, 'ends': {ends}}}"
+            wanted = f"lambda us: {self._at('us')} <= {end} AND {ends} > {begin}"
+            offsets = f"list_filter(range({opens_us}, {closes_us}, {self._width.us}), {wanted})"
+            return f"flatten(list_transform({days}, lambda day: list_transform({offsets}, lambda us: {piece})))"
+        start = "CAST(NULL AS TIMESTAMPTZ)"
+        if self.width is not None:
+            start = _zoned(self._day_bucket("day"), self.calendar.zone)
+        piece = f"{{'bar_start': {start}, 'begins': {self._at(opens_us)}, 'ends': {self._at(closes_us)}}}"
+        return f"list_transform({days}, lambda day: {piece})"
+
+
+#: One interval, around the clock.
+ALL_TIME = Grid(None)
 
 
 def count_of(grid: Grid, low: int, high: int) -> int:
     """How many intervals lie between two instants, at most and nearly."""
-    width_us = grid.width.us or grid.width.months * 28 * DAY_US
-    return (high - low) // width_us + 2
+    width = grid.width or Width(us=high - low + 1)
+    return (high - low) // (width.us or width.months * 28 * DAY_US) + 2
 
 
 def _zoned(local: str, zone: str) -> str:

@@ -15,41 +15,54 @@ FILL = Taken(
     "what stands for an interval without trades: nothing, NULLs, the close before it, or a line between its neighbours",
     "none",
 )
-CALENDAR = Taken("calendar", Word(tuple(CALENDARS)), "whose sessions have bars", "24/7")
+CALENDAR = Taken("calendar", Word(tuple(CALENDARS)), "whose sessions count", "24/7")
 #: More filled bars of one symbol than this are a mistake: 100 ms for 11 days, or 1 s for 115.
 FILLED_MAX = 10_000_000
 
-_KEYS = "exchange, symbol, bar_start"
+KEYS = "exchange, symbol, bar_start"
+#: Of what `parts_of` gives.
+VWAP = "k2_quotient(k2_digits(notional), k2_digits(volume))"
 _COLUMNS = "open, high, low, close, volume, vwap, trade_count"
 
 
 def ohlcv(call: Call) -> str:
     """The bars in the order of exchange, symbol and time."""
-    grid = Grid(call["every"], CALENDARS[call["calendar"]])
-    vwap = "k2_quotient(k2_digits(notional), k2_digits(volume)) AS vwap"
-    shown = _COLUMNS.replace("vwap", vwap)
-    bars = f"SELECT {_KEYS}, {shown} FROM ({parts_of(call, grid)})"
+    grid = grid_of(call)
+    shown = _COLUMNS.replace("vwap", f"{VWAP} AS vwap")
+    bars = f"SELECT {KEYS}, {shown} FROM ({parts_of(call, grid)})"
     if call["fill"] != "none":
         bars = _filled(call, grid, bars)
-    return f"{bars} ORDER BY {_KEYS}"
+    return f"{bars} ORDER BY {KEYS}"
+
+
+def grid_of(call: Call) -> Grid:
+    """How a call divides time."""
+    return Grid(call.values.get("every"), CALENDARS[call["calendar"]])
+
+
+def check_count(call: Call, grid: Grid) -> None:
+    """Raises ValueError when there are more intervals in the call's range than anybody wants to have."""
+    low, high = check_range(call, grid.calendar.zone)
+    if low is not None and high is not None and count_of(grid, low, high) > FILLED_MAX:
+        count = f"{count_of(grid, low, high):,}"
+        raise ValueError(f"would fill {count} intervals of {grid.width}; ask for a shorter time, or longer ones")
 
 
 def parts_of(call: Call, grid: Grid) -> str:
     """The SELECT of the bars without their vwap, but with `notional`, which is NULL where it does not fit."""
     table = bars_for(call, grid)
     if table is None:
-        trades = trades_of(
-            call,
-            f"exchange, symbol, {grid.start_of('event_time')} AS bar_start, price, quantity, "
-            "TRY(price * quantity) AS product, {'time': event_time, 'id': trade_id} AS place",
-            grid.calendar.zone,
-        )
         sums = (
             "arg_min(price, place) AS open, max(price) AS high, min(price) AS low, arg_max(price, place) AS close, "
             "sum(quantity) AS volume, sum(product) AS notional, count(product) = count(*) AS is_whole, "
             "count(*) AS trade_count"
         )
-        rows = trades
+        rows = trades_of(
+            call,
+            f"exchange, symbol, {grid.start_of('event_time')} AS bar_start, price, quantity, "
+            "TRY(price * quantity) AS product, {'time': event_time, 'id': trade_id} AS place",
+            grid,
+        )
     else:
         sums = (
             "arg_min(open, piece_start) AS open, max(high) AS high, min(low) AS low, "
@@ -58,11 +71,11 @@ def parts_of(call: Call, grid: Grid) -> str:
         )
         rows = (
             f"SELECT * EXCLUDE (bar_start), bar_start AS piece_start, {grid.start_of('bar_start')} AS bar_start "
-            f"FROM {call.relation(table)} WHERE {asked(call, 'bar_start', grid.calendar.zone)}"
+            f"FROM {call.relation(table)} WHERE {asked(call, 'bar_start', grid)}"
         )
-    summed = f"SELECT {_KEYS}, {sums} FROM ({rows}) WHERE bar_start IS NOT NULL GROUP BY {_KEYS}"
+    summed = f"SELECT {KEYS}, {sums} FROM ({rows}) GROUP BY {KEYS}"
     return (
-        f"SELECT {_KEYS}, open, high, low, close, CAST(volume AS DECIMAL(38,8)) AS volume, "
+        f"SELECT {KEYS}, open, high, low, close, CAST(volume AS DECIMAL(38,8)) AS volume, "
         f"CASE WHEN is_whole AND abs(notional) <= {NOTIONAL_MAX} THEN notional END AS notional, "
         f"CAST(trade_count AS BIGINT) AS trade_count FROM ({summed})"
     )
@@ -81,15 +94,13 @@ def bars_for(call: Call, grid: Grid) -> str | None:
 def _filled(call: Call, grid: Grid, bars: str) -> str:
     """The bars, and one for each interval of the range without trades. Raises ValueError when these are too many."""
     low, high = check_range(call, grid.calendar.zone)
-    if low is not None and high is not None and count_of(grid, low, high) > FILLED_MAX:
-        count = f"{count_of(grid, low, high):,}"
-        raise ValueError(f"would fill {count} intervals of {grid.width}; ask for a shorter time, or longer ones")
+    check_count(call, grid)
     starts = f"SELECT exchange, symbol, unnest({grid.starts(low, high)}) AS bar_start FROM ends"
     ends = "SELECT exchange, symbol, min(bar_start) AS first_start, max(bar_start) AS last_start FROM bars GROUP BY ALL"
     rows = (
-        f"SELECT {_KEYS}, open, high, low, close, coalesce(volume, 0) AS volume, vwap, "
+        f"SELECT {KEYS}, open, high, low, close, coalesce(volume, 0) AS volume, vwap, "
         "coalesce(trade_count, 0) AS trade_count "
-        f"FROM ({starts}) LEFT JOIN bars USING ({_KEYS})"
+        f"FROM ({starts}) LEFT JOIN bars USING ({KEYS})"
     )
     if call["fill"] != "null":
         price = _PREVIOUS if call["fill"] == "previous" else _LINEAR
@@ -103,11 +114,11 @@ def _filled(call: Call, grid: Grid, bars: str) -> str:
             "first_value(CASE WHEN trade_count > 0 THEN place END IGNORE NULLS) OVER later AS place_behind"
         )
         rows = (
-            f"SELECT {_KEYS}, {shown}, volume, vwap, trade_count FROM (SELECT *, {around} FROM ({numbered}) "
+            f"SELECT {KEYS}, {shown}, volume, vwap, trade_count FROM (SELECT *, {around} FROM ({numbered}) "
             f"WINDOW earlier AS ({order} ROWS BETWEEN UNBOUNDED PRECEDING AND CURRENT ROW), "
             f"later AS ({order} ROWS BETWEEN CURRENT ROW AND UNBOUNDED FOLLOWING))"
         )
-    return f"WITH bars AS MATERIALIZED ({bars}), ends AS ({ends}) SELECT {_KEYS}, {_COLUMNS} FROM ({rows})"
+    return f"WITH bars AS MATERIALIZED ({bars}), ends AS ({ends}) SELECT {KEYS}, {_COLUMNS} FROM ({rows})"
 
 
 _PRICES = ("open", "high", "low", "close")

@@ -20,6 +20,7 @@ from flight_server.engine.read_ahead import ReadAhead
 from flight_server.engine.sessions import Caller
 from flight_server.storage.macros import MACROS
 from tests.support.fake_lake import BASE_US, FakeLake
+from tests.support.records import quote, table_rows
 
 #: The made-up trades lie in the second behind it, one a millisecond.
 BEGIN = datetime.fromtimestamp(BASE_US / 1_000_000, UTC)
@@ -31,6 +32,7 @@ class Started:
         settings = FlightSettings()
         self.registry = CollectorRegistry()
         self.lake = FakeLake(1_000, settings)
+        self.lake.publish(table_rows("quote", [quote(n) for n in range(3)]), "quotes")
         self.engine = Engine(self.lake, settings, clock=ManualClock(), registry=self.registry)
         self.engine.start()
 
@@ -178,24 +180,33 @@ def test_what_runs_is_shown_as_it_was_sent(started: Started) -> None:
     running.close()
 
 
-EXAMPLES = {one.name: one.example for ones in (FUNCTIONS.values(), MACROS) for one in ones if one.example}
+EXAMPLES = {
+    (kind, one.name): one.example
+    for kind, ones in (("table", FUNCTIONS.values()), ("macro", MACROS))
+    for one in ones
+    if one.example
+}
 
 
-@pytest.mark.parametrize("name", sorted(EXAMPLES))
-def test_every_example_runs_and_returns_what_is_said(started: Started, name: str) -> None:
+@pytest.mark.parametrize(("kind", "name"), sorted(EXAMPLES))
+def test_every_example_runs_and_returns_what_is_said(started: Started, kind: str, name: str) -> None:
     """Whether it is right is what the tests of each function tell."""
-    (listed,) = [row for row in started.ask("FROM k2_functions()") if row["name"] == name]
-    assert started.ask(EXAMPLES[name]) is not None
-    if listed["kind"] == "table":
-        described = started.ask(f"DESCRIBE SELECT * FROM ({EXAMPLES[name]})")
-        wanted = listed["returns"] if EXAMPLES[name].startswith("SELECT * FROM") else None
-        assert wanted in (None, ", ".join(f"{row['column_name']} {row['column_type']}" for row in described))
+    (listed,) = [row for row in started.ask("FROM k2_functions()") if (row["kind"], row["name"]) == (kind, name)]
+    assert listed["example"] == EXAMPLES[kind, name]
+    assert started.ask(listed["example"]) is not None
+    described = started.ask(f"DESCRIBE SELECT * FROM ({listed['example']})")
+    columns = [f"{row['column_name']} {row['column_type']}" for row in described]
+    if kind == "macro":
+        assert columns[-1] == f"{name} {listed['returns']}"
+    elif listed["example"].startswith("SELECT * FROM"):
+        assert ", ".join(columns) == listed["returns"]
 
 
 def test_the_list_has_every_function_once_with_all_that_one_needs(started: Started) -> None:
     rows = started.ask("FROM k2_functions()")
     assert [row["name"] for row in rows] == sorted(row["name"] for row in rows)
-    assert {row["name"] for row in rows} == {*FUNCTIONS, *(macro.name for macro in MACROS if macro.help)}
+    assert {(row["kind"], row["name"]) for row in rows} == set(EXAMPLES)
+    assert {name for kind, name in EXAMPLES if kind == "table"} == set(FUNCTIONS)
     assert all(all(row.values()) for row in rows)
     with pytest.raises(K2Error):
         started.ask("FROM k2_functions(1)")
