@@ -86,8 +86,9 @@ def quotes_of(call: Call, columns: str, grid: Grid = ALL_TIME) -> str:
     gives none that of their receipt. In two parts, whose comparisons choose files by the statistics of either column.
     """
     return " UNION ALL ".join(
-        f"SELECT {columns}, {time} AS quote_time FROM {call.relation('quotes')} WHERE {asked(call, time, grid)}{rest}"
-        for time, rest in (("event_time", ""), ("receive_time", " AND event_time IS NULL"))
+        f"SELECT {columns}, {time} AS quote_time FROM {call.relation('quotes')} "
+        f"WHERE {asked(call, time, grid)} AND event_time IS {rest}NULL"
+        for time, rest in (("event_time", "NOT "), ("receive_time", ""))
     )
 
 

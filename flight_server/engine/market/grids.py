@@ -164,6 +164,8 @@ class Grid:
 
     def _session_starts(self, begin: str, end: str, *, is_bounded: bool) -> str:
         opens_us, closes_us = self.calendar.open_us, self.calendar.close_us
+        if not is_bounded:
+            end = f"greatest({begin}, {end})"  # the last interval may have begun before the first bound
         days = self._days(begin, end)
         if self._is_intraday:
             ends = self._at(f"least(us + {self._width.us}, {closes_us})")

@@ -134,3 +134,12 @@ def test_the_mid_of_a_query_has_every_digit(market: MarketDatabase) -> None:
     market.fill(quotes=[quote(1, bid_price=Decimal("1.00000001"), ask_price=Decimal("1.00000002"))])
     assert market.ask("SELECT mid(bid_price, ask_price) AS m FROM market.quotes") == [{"m": Decimal("1.000000015")}]
     assert market.ask("SELECT mid(bid_price, NULL) AS m FROM market.quotes") == [{"m": None}]
+
+
+def test_a_quote_without_the_venues_time_is_there_once(market: MarketDatabase) -> None:
+    moment = at(BASE_US)
+    market.fill(quotes=[quote(1, symbol="A", receive_time=moment), quote(2, symbol="A", event_time=moment)])
+    (found,) = market.ask("SELECT * FROM spread('A', NULL, '2024-10-05')")
+    assert found["quote_count"] == 1  # the first held for no time
+    (found,) = market.ask("SELECT * FROM order_flow_imbalance('A')")
+    assert found["change_count"] == 1

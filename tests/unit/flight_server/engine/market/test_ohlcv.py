@@ -192,3 +192,15 @@ def test_dates_are_midnights_of_the_calendar(market: MarketDatabase) -> None:
     found = market.ask("SELECT * FROM ohlcv('A', '2024-10-04', '2024-10-05', '1d', calendar := 'ASX')")
     assert [bar["bar_start"] for bar in found] == [datetime(2024, 10, 4, tzinfo=SYDNEY)]
     assert found[0]["trade_count"] == 1
+
+
+@pytest.mark.parametrize("calendar", ["24/7", "ASX"])
+@pytest.mark.parametrize("every", ["1h", "1d", "1w", "1 month"])
+def test_a_fill_has_the_interval_that_begins_before_its_range(
+    market: MarketDatabase, every: str, calendar: str
+) -> None:
+    moment = at(BASE_US + 1_800_000_000)
+    market.fill([trade(1, symbol="A", event_time=moment)])
+    (bar,) = market.ask(sql(moment, None, every, "null", calendar))
+    assert bar["trade_count"] == 1
+    assert bar["bar_start"] < moment
