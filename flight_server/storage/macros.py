@@ -44,8 +44,8 @@ MACROS = (
     Macro(
         "mid",
         "bid_price, ask_price",
-        "CAST((CAST(bid_price AS DECIMAL(18,8)) + CAST(ask_price AS DECIMAL(18,8))) * 0.5 AS DECIMAL(20,9))",
-        "DECIMAL(20,9)",
+        "CAST((CAST(bid_price AS DECIMAL(18,8)) + CAST(ask_price AS DECIMAL(18,8))) * 0.5 AS DECIMAL(19,9))",
+        "DECIMAL(19,9)",
         "Half of the sum of bid and ask, with every digit; NULL where either is missing.",
         "SELECT symbol, quote_id, mid(bid_price, ask_price) AS mid FROM market.quotes",
     ),

@@ -41,7 +41,7 @@ def _mid(call: Call) -> str:
     rows = _held(call, "k2_digits(bid_price) + k2_digits(ask_price)")
 
     def half(twice: str) -> str:
-        return f"CAST(CAST({twice} AS DECIMAL(29,0)) * CAST(0.000000005 AS DECIMAL(9,9)) AS DECIMAL(20,9))"
+        return f"CAST(CAST({twice} AS DECIMAL(29,0)) * CAST(0.000000005 AS DECIMAL(9,9)) AS DECIMAL(19,9))"
 
     place = "{'time': time, 'id': id}"
     shown = {
@@ -94,7 +94,7 @@ SPREAD = MarketFunction(
 MID = MarketFunction(
     name="mid",
     takes=of_market(EVERY_OR_ALL, CALENDAR),
-    returns=_EACH + "open DECIMAL(20,9), high DECIMAL(20,9), low DECIMAL(20,9), close DECIMAL(20,9), "
+    returns=_EACH + "open DECIMAL(19,9), high DECIMAL(19,9), low DECIMAL(19,9), close DECIMAL(19,9), "
     "average DECIMAL(18,8), quote_count BIGINT, held_us BIGINT",
     help="Half of the sum of bid and ask, with every digit, over the time that quotes held, as for spread: the first, "
     "the highest, the lowest and the last in the interval, and the average by time.",
