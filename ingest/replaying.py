@@ -2,7 +2,8 @@
 
 What the sink could not decode goes back as it is, to the partition that it lay in. A frame of a venue that ingest could
 not parse is parsed again, and goes where it would have gone. What still cannot be used is not put back: it would only
-come again. Neither is a record that the log has by now, as a backfill may have brought it.
+come again. Neither is a record that the log has by now, as a backfill may have brought it, nor a trade of a gap that a
+backfill may still fill.
 """
 
 from __future__ import annotations
@@ -17,11 +18,23 @@ from typing import Any, Final, NamedTuple
 from confluent_kafka import KafkaException, Producer
 
 from common.codec import Decoder, Encoder
-from common.datasets import AGG_TRADES, BLOCK_TRADES, BOOK_SNAPSHOTS, DEPTH, QUOTES, TRADES, Dataset, dataset_of_topic
+from common.datasets import (
+    AGG_TRADES,
+    BLOCK_TRADES,
+    BOOK_SNAPSHOTS,
+    DATASETS,
+    DEPTH,
+    GAP_EVENTS,
+    QUOTES,
+    TRADES,
+    Dataset,
+    dataset_of_topic,
+)
 from common.dead_letters import RECEIVE_TIME, REPLAY_OF, FoldedLetter, Letter, all_letters
 from common.errors import BrokerError, EncodeError, FeedProtocolError, SettingsError
 from common.log import ConsumerBatch, KafkaLog, KafkaLogReader
 from common.registry import SchemaRegistry, open_registry
+from common.schemas.arrow import record_schema
 from common.settings import KafkaSettings
 from common.whole_log import read_whole
 from ingest.asx import EXCHANGE as ASX
@@ -68,6 +81,21 @@ class Back:
     partition: int | None
     key: str | None
     identity: Identity
+
+
+@dataclass(frozen=True, slots=True)
+class _OpenGap:
+    """Trades of one symbol of a topic that are missing, the last one inclusive."""
+
+    topic: str
+    exchange: str
+    symbol: str
+    first_id: int
+    last_id: int
+
+    def covers(self, back: Back) -> bool:
+        same = (self.topic, self.exchange, self.symbol) == (back.topic, back.identity.exchange, back.identity.symbol)
+        return same and isinstance(back.identity.id, int) and self.first_id <= back.identity.id <= self.last_id
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,11 +226,17 @@ class Replay:
                 outcomes.append(Outcome(one.letter, back))
             else:
                 ready.append((one.letter, back))
+        # The gaps first: what closes one is in the log before the gap is told to be closed.
+        gaps = [] if again else self._open_gaps({back.topic for _, back in ready})
         found = set() if again else self._in_log([back for _, back in ready], letters)
         going: list[tuple[Letter, Back]] = []
         for letter, back in ready:
             if (back.topic, back.identity) in found:
                 outcomes.append(Outcome(letter, "the log has this record already"))
+            elif any(gap.covers(back) for gap in gaps):
+                outcomes.append(
+                    Outcome(letter, "ingest asks the exchange for it; ops.gaps says when it no longer does")
+                )
             else:
                 if not again:
                     found.add((back.topic, back.identity))  # two letters of one record: one goes back
@@ -217,26 +251,53 @@ class Replay:
         """Which of these records the log has. Messages that became letters do not count, readable as they may be."""
         wanted = {(back.topic, back.identity) for back in backs}
         dead = {(one.letter.source_topic, one.letter.source_position) for one in letters}
-        pattern = "^(" + "|".join(map(re.escape, sorted({back.topic for back in backs}))) + ")$"
+        by_dataset: dict[str, set[str]] = {}
+        for topic, _ in wanted:
+            dataset = dataset_of_topic(topic)
+            assert dataset is not None
+            by_dataset.setdefault(dataset.name, set()).add(topic)
         found: set[tuple[str, Identity]] = set()
-        if not wanted:
-            return found
-        registry = open_registry(self._kafka)
-        with contextlib.closing(KafkaLogReader(self._kafka, client_id="k2-dlq")) as reader:
-            topics = KafkaLog(self._kafka).topics(pattern).values()
-            decoders: dict[str, Decoder] = {}
-            for batches in read_whole(reader, self._kafka, topics):
-                for batch in batches:
-                    dataset = dataset_of_topic(batch.topic)
-                    assert dataset is not None
-                    decoder = decoders.setdefault(dataset.name, Decoder(dataset, registry))
-                    columns = ["exchange", "symbol", dataset.id_column, "_kafka_partition", "_kafka_offset"]
-                    rows = decoder.decode(batch).record_batch.select(columns).to_pydict().values()
-                    for *identity, partition, offset in zip(*rows, strict=True):
-                        key = (batch.topic, Identity(*identity))
-                        if key in wanted and (batch.topic, (partition, offset)) not in dead:
-                            found.add(key)
+        for name, topics in by_dataset.items():
+            dataset = DATASETS[name]
+            columns = ("exchange", "symbol", dataset.id_column, "_kafka_partition", "_kafka_offset")
+            for topic, row in self._rows(topics, dataset, columns):
+                key = (topic, _identity(dataset, row))
+                if key in wanted and (topic, (row["_kafka_partition"], row["_kafka_offset"])) not in dead:
+                    found.add(key)
         return found
+
+    def _open_gaps(self, topics: Iterable[str]) -> list[_OpenGap]:
+        """The gaps of these topics' trades that are not closed: what is missing there may still come by itself."""
+        trades_of = {}
+        for topic in topics:
+            if dataset_of_topic(topic) is TRADES:
+                _, asset_class, _, exchange = topic.split(".")
+                trades_of[GAP_EVENTS.topic(asset_class=asset_class, exchange=exchange)] = topic
+        newest: dict[tuple[str, str], dict[str, Any]] = {}
+        for topic, row in self._rows(trades_of, GAP_EVENTS, record_schema(GAP_EVENTS.schema_name).names):
+            key = (topic, row["gap_id"])
+            if key not in newest or newest[key]["updated_time"] <= row["updated_time"]:
+                newest[key] = row
+        return [
+            _OpenGap(trades_of[topic], row["exchange"], row["symbol"], row["first_id"], row["last_id"])
+            for (topic, _), row in newest.items()
+            if row["closed_time"] is None
+        ]
+
+    def _rows(
+        self, topics: Iterable[str], dataset: Dataset, columns: Sequence[str]
+    ) -> Iterator[tuple[str, dict[str, Any]]]:
+        """Every usable row of the topics of one dataset, with its topic."""
+        names = sorted(topics)
+        if not names:
+            return
+        decoder = Decoder(dataset, open_registry(self._kafka))
+        infos = KafkaLog(self._kafka).topics("^(" + "|".join(map(re.escape, names)) + ")$").values()
+        with contextlib.closing(KafkaLogReader(self._kafka, client_id="k2-dlq")) as reader:
+            for batches in read_whole(reader, self._kafka, infos):
+                for batch in batches:
+                    for row in decoder.decode(batch).record_batch.select(list(columns)).to_pylist():
+                        yield batch.topic, row
 
     def _fenced(self) -> Any:
         """A producer beside which no earlier replay writes anything any more."""

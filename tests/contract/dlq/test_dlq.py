@@ -18,7 +18,7 @@ from confluent_kafka import Producer
 
 import clients
 from common.codec import Encoder
-from common.datasets import TRADES, dead_letter_topic
+from common.datasets import GAP_EVENTS, TRADES, dead_letter_topic
 from common.dead_letters import all_letters
 from common.errors import Refused, SettingsError
 from common.log import KafkaLog
@@ -35,6 +35,7 @@ from tests.support.kafka import eventually
 from tests.support.records import trade
 
 TOPIC = TRADES.topic(asset_class="crypto", exchange="binance")
+GAPS = GAP_EVENTS.topic(asset_class="crypto", exchange="binance")
 SUBJECT = f"{TOPIC}-value"
 #: The packaged schema in other words: an id of its own, which nobody knows before it is registered.
 OTHER_SCHEMA = json.dumps(json.loads(avro_schema_text("trade")), indent=1)
@@ -45,7 +46,7 @@ ENCODE = Encoder(TRADES, EmbeddedRegistry(), topic=TOPIC).encode
 def kafka() -> Iterator[KafkaSettings]:
     with EmbeddedBroker() as broker:
         settings = KafkaSettings(bootstrap_servers=broker.bootstrap_servers, topic_partitions=2)
-        KafkaLog(settings).ensure_topics([TOPIC, dead_letter_topic(TOPIC)])
+        KafkaLog(settings).ensure_topics([TOPIC, dead_letter_topic(TOPIC), GAPS])
         yield settings
         os.kill(broker.pid, signal.SIGKILL)  # it holds nothing worth a clean end, which takes it 2 s
 
@@ -80,6 +81,19 @@ def frame(trade_id: int, price: str) -> bytes:
     return json.dumps({"stream": "btcusdt@trade", "data": data}).encode()
 
 
+def gap(state: str) -> bytes:
+    """Trades 6 to 8 are missing, or were given up."""
+    seen_us = 1_700_000_000_000_000
+    closed_us = None if state == "open" else seen_us + 1
+    record = {
+        "message_id": state, "gap_id": "binance:BTCUSDT:6", "exchange": "binance", "symbol": "BTCUSDT", "first_id": 6,
+        "last_id": 8, "state": state, "severity": "warning", "missing_ids": 3, "backfilled_ids": 0,
+        "opened_time": seen_us, "updated_time": closed_us or seen_us, "closed_time": closed_us, "closed_by": None,
+        "reason": None,
+    }  # fmt: skip
+    return Encoder(GAP_EVENTS, EmbeddedRegistry(), topic=GAPS).encode(record)
+
+
 def ids_in_table(lake: LakeSettings) -> list[tuple[int, int]]:
     return [tuple(one) for one in ledger_of_tables(lake).trade_ids("binance", "BTCUSDT")]
 
@@ -91,16 +105,17 @@ def test_letters_of_sink_and_ingest(kafka: KafkaSettings, command: Callable[...,
     for value in (ENCODE(trade(1)), in_other_schema(2), in_other_schema(3), b"\0broken"):
         producer.produce(TOPIC, value, partition=1)
     producer.produce(TOPIC, ENCODE(trade(3)), partition=1)  # as a backfill would bring it
-    for broken in (frame(4, "4.5"), frame(5, "much")):
+    for broken in (frame(4, "4.5"), frame(5, "much"), frame(6, "6.5")):
         headers = {"k2-reason": "an older K2 says no", "k2-topic": TOPIC, "k2-exchange": "binance"}
         producer.produce(dead_letter_topic(TOPIC), broken, headers=headers | {"k2-receive-time-us": "1700000000000000"})
+    producer.produce(GAPS, gap("open"))
     producer.flush()
     with sinking(kafka, lake) as sink:
-        eventually(lambda: len(all_letters(kafka)) == 5, what=str(sink.stats()))
+        eventually(lambda: len(all_letters(kafka)) == 6, what=str(sink.stats()))
         eventually(lambda: ids_in_table(lake) == [(1, 1), (3, 3)])
 
     listed = [json.loads(line) for line in command("list", "--json").stdout.splitlines()]
-    assert len(listed) == 5
+    assert len(listed) == 6
     by_offset = {one["kafka_offset"]: one for one in listed if one["kafka_offset"] is not None}
     assert {one["kafka_partition"] for one in by_offset.values()} == {1}
     assert by_offset[1]["schema_id"] == schema_id(OTHER_SCHEMA)
@@ -108,7 +123,7 @@ def test_letters_of_sink_and_ingest(kafka: KafkaSettings, command: Callable[...,
     two, three, broken_id = (by_offset[offset]["letter_id"] for offset in (1, 2, 3))
     by_value = {base64.b64decode(one["value"]): one["letter_id"] for one in listed}
     four, five = by_value[frame(4, "4.5")], by_value[frame(5, "much")]
-    assert command("list", "--reason", "older K2").stdout.count("binance") == 2
+    assert command("list", "--reason", "older K2").stdout.count("binance") == 3
 
     # Nobody knows the schema yet: nothing of the sink's can go back, and nothing does.
     said = command("replay", "--all", "--dry-run").stdout
@@ -125,14 +140,18 @@ def test_letters_of_sink_and_ingest(kafka: KafkaSettings, command: Callable[...,
     assert done[three]["why_not"] == "the log has this record already"
     assert "still cannot be used" in done[broken_id]["why_not"]
     assert "'p'" in done[five]["why_not"]
+    assert "asks the exchange for it" in done[by_value[frame(6, "6.5")]]["why_not"]
     # Once: all that wait are tried again, and those two do not wait.
     assert two not in command("replay", "--all").stdout
     with pytest.raises(Refused, match="none of these"):
         command("replay", two)
+    producer.produce(GAPS, gap("lost"))
+    producer.flush()
+    command("replay", "--all")
     with sinking(kafka, lake):
-        eventually(lambda: ids_in_table(lake) == [(1, 4)])
+        eventually(lambda: ids_in_table(lake) == [(1, 4), (6, 6)])
     rows = rows_of(kafka, lake, "SELECT trade_id, source, price::VARCHAR AS p FROM market.trades ORDER BY trade_id")
-    assert [row["trade_id"] for row in rows] == [1, 2, 3, 4]
+    assert [row["trade_id"] for row in rows] == [1, 2, 3, 4, 6]
     assert rows[3]["p"] == "4.50000000"
 
     # What is put back again on purpose is there twice, and its letter says so.
@@ -147,7 +166,7 @@ def test_letters_of_sink_and_ingest(kafka: KafkaSettings, command: Callable[...,
         "replayed_at IS NOT NULL AS back, written_at > TIMESTAMPTZ '2020-01-01' AS late "
         "FROM ops.dead_letters ORDER BY o",
     )
-    assert len(shown_in_sql) == 5
+    assert len(shown_in_sql) == 6
     assert shown_in_sql[0] == {
         "letter_id": two,
         "topic": TOPIC,
