@@ -14,7 +14,7 @@ import secrets
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import duckdb
@@ -631,6 +631,19 @@ class Engine:
     def planner(self) -> Planner:
         """The planner as the tables are now. Raises Unavailable when the server does not serve."""
         return self._ready()
+
+    def with_functions(self, statement: Statement, body: str | None, values: Values, *, runs: int) -> Statement:
+        """A change whose rows come from the query `body` behind it, with the market functions of that in their places.
+
+        Raises InvalidStatement or Unsupported as for a query.
+        """
+        if body is None or not statement.text.endswith(body):
+            return statement
+        query = self.statement(body)
+        found = self._market.expanded(query, self._ready(), values, runs=runs)
+        if found is query:
+            return statement
+        return replace(statement, text=statement.text.removesuffix(body) + " " + found.text, sent=statement.text)
 
     def _place(self, plan: _Plan, source: Source | Part | None, caller: Caller | None) -> Place:
         if plan.statement.reads_tables:

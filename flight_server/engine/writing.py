@@ -125,9 +125,10 @@ class Writing:
         if self._goes_to_research(change, session):
             return self._change_research(statement, change, request, caller, session, is_abandoned)
         place = self._engine.home_place(session, commits=True, defines=change.verb in DEFINING)
-        running = self._engine.run(
-            statement, [values_of(statement, row) for row in rows], None, place, caller, is_abandoned=is_abandoned
-        )
+        runs = [values_of(statement, row) for row in rows]
+        if runs:
+            statement = self._engine.with_functions(statement, change.body, runs[0], runs=len(runs))
+        running = self._engine.run(statement, runs, None, place, caller, is_abandoned=is_abandoned)
         changed = 0
         for batch in running:
             if batch.schema.names == ["Count"]:

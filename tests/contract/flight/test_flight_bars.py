@@ -128,6 +128,29 @@ def test_bars_equal_the_trades_of_the_same_transaction_while_trades_arrive(runni
     assert sum(stats.commits for stats in running._sink.bars.stats().values()) > 0
 
 
+def test_ohlcv_out_of_bars_is_what_the_trades_of_the_same_transaction_make(running: Live) -> None:
+    """Whatever part of them is in bars, in files of trades, and in memory."""
+    chance = random.Random(11)
+    tables = frozenset(table.name for table in running._lake.tables() if table.schema == "market")
+    assert set(BARS) <= tables  # so that they are what is read: test_the_coarsest_bars_that_fit_are_read
+    with dbapi.connect(running.service.uri) as connection:
+        running.produce([made(10_000_000 + i, chance) for i in range(3)])
+        while len({trade["symbol"] for trade in both(connection, SECONDS)[1]}) < 3:
+            pass  # a symbol without any trade is refused
+        for number in range(8):
+            first = 10_000_100 + 20 * number
+            running.produce([made(first + i, chance) for i in range(20)], partition=number % 4)
+            every, width_s = (("1s", 1), ("5s", 5), ("5m", 300), ("4h", 14_400))[number % 4]
+            with connection.cursor() as cursor:
+                cursor.execute(f"SELECT * FROM ohlcv(['S0', 'S1', 'S2'], every := '{every}')")
+                found = cursor.fetch_arrow_table().to_pylist()
+                cursor.execute("SELECT exchange, symbol, trade_id, event_time, price, quantity FROM market.trades")
+                wanted = oracle(cursor.fetch_arrow_table().to_pylist(), width_s * 1_000_000)
+            connection.rollback()
+            assert wanted
+            assert found == [{name: bar[name] for name in found[0]} for bar in wanted]
+
+
 def test_a_late_backfill_corrects_bars(live: Live) -> None:
     """Live at once, and then for good: the day before yesterday had one trade, and gets two before and after it."""
     chance = random.Random(1)
