@@ -8,12 +8,16 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
 
-from common.datasets import GAP_EVENTS, TRADES
-from common.settings import IngestSettings, KafkaSettings
+from common.datasets import DATASETS, GAP_EVENTS, TRADES
+from common.log import KafkaLog
+from common.settings import IngestSettings, KafkaSettings, LakeSettings, SinkSettings
 from ingest.capture import read_capture
 from ingest.service import IngestService
+from sink.maintenance.tables import open_tables
+from sink.service import SinkService
 from tests.contract.ingest.ingest_support import eventually, ids, made_up, quick, rows
 from tests.support.lossy import LossySimulator
 
@@ -57,6 +61,21 @@ def filled(service: IngestService, trades: int) -> None:
 def newest(kafka: KafkaSettings) -> dict[tuple[str, int], dict[str, Any]]:
     """The last record of each gap."""
     return {(row["symbol"], row["first_id"]): row for row in rows(kafka, GAP_EVENTS)}
+
+
+def in_table(kafka: KafkaSettings, lake: LakeSettings) -> pa.Table:
+    """The trades' ids and sources as a sink leaves them in the table."""
+    lake.prepare()
+    log = KafkaLog(kafka)
+    ends = log.end_offsets([t for d in DATASETS.values() for t in log.topics(d.topic_pattern).values()])
+    sink = SinkService(kafka, lake, SinkSettings(commit_age_ms_max=100))
+    sink.start()
+    try:
+        eventually(lambda: sink.drained(ends), lambda: f"all is committed: {sink.stats()}")
+    finally:
+        sink.stop()
+    [table] = open_tables(lake, (TRADES.table,))
+    return table.iceberg_table.scan(selected_fields=("trade_id", "source")).to_arrow()
 
 
 def test_lost_trades_come_back_once_and_in_order_within_their_gap(
@@ -162,8 +181,8 @@ def test_what_the_exchange_no_longer_has_is_lost_and_said_so(
 
 
 @pytest.mark.parametrize("name", ["btcusdt_20240809", "ethusdt_20240808"])
-def test_the_captures_are_complete_and_single_although_every_50th_trade_is_lost(
-    name: str, kafka: KafkaSettings, lossy: Start, ingest: Start
+def test_the_captures_are_complete_and_single_in_the_table_although_every_50th_trade_is_lost(
+    name: str, tmp_path: Path, kafka: KafkaSettings, lossy: Start, ingest: Start
 ) -> None:
     path = CAPTURES / f"{name}.gz"
     if not path.exists():
@@ -186,3 +205,7 @@ def test_the_captures_are_complete_and_single_although_every_50th_trade_is_lost(
     assert sorted(gap["first_id"] for gap in gaps.values()) == lost
     assert {gap["state"] for gap in gaps.values()} == {"filled"}
     assert service.stats().backfilled == len(lost)
+    table = in_table(kafka, LakeSettings.load(data_dir=tmp_path / "lake"))
+    assert table.column_names == ["trade_id", "source"]
+    assert sorted(table["trade_id"].to_pylist()) == wanted
+    assert sorted(row["trade_id"] for row in table.to_pylist() if row["source"] == "backfill") == lost
