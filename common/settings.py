@@ -183,7 +183,11 @@ class IngestSettings(Settings):
         100_000, ge=1000, le=10_000_000, description="unacknowledged messages before the socket waits"
     )
     delivery_timeout_ms: int = Field(
-        120_000, ge=3000, le=3_600_000, description="a message not acknowledged for this long ends ingest with an error"
+        120_000,
+        ge=3000,
+        le=3_600_000,
+        description="a message not acknowledged for this long ends ingest with an error; and the transaction that an "
+        "ingest leaves when it dies holds readers up for so long, unless one starts before",
     )
     checkpoint_interval_s: float = Field(10.0, gt=0, le=3600)
     gap_grace_s: float = Field(

@@ -316,8 +316,9 @@ class EventProducer:
     def _broker_error(self, what: str, error: Any) -> K2Error:
         if error.code() in _FENCED or "fenced" in error.str():
             return IngestFenced(
-                f"another ingest took over at the broker {self._servers}, and this one ends; "
-                "what it had not committed counts as not taken: nothing is lost or doubled by that"
+                f"another ingest took over at the broker {self._servers}, or the broker gave up a transaction of this "
+                f"one that was open for {self._give_up_s:g} s, and this one ends; what it had not committed counts as "
+                "not taken: nothing is lost or doubled by that"
             )
         return BrokerError(
             f"the broker {self._servers} {what} ({error.str()}); check the broker and start again: "
@@ -331,9 +332,10 @@ class EventProducer:
             "acks": "all",
             "linger.ms": settings.linger_ms,
             "queue.buffering.max.messages": settings.queue_messages_max,
-            # A broker takes transactions of 15 minutes at most, and librdkafka no message that may outlive its own.
+            # A broker takes transactions of 15 minutes at most, and librdkafka no message that may outlive its own. Not
+            # longer either: readers wait behind the transaction of an ingest that died until the broker ends it.
             "delivery.timeout.ms": min(settings.delivery_timeout_ms, _TRANSACTION_MS_MAX),
-            "transaction.timeout.ms": min(max(settings.delivery_timeout_ms, 60_000), _TRANSACTION_MS_MAX),
+            "transaction.timeout.ms": min(settings.delivery_timeout_ms, _TRANSACTION_MS_MAX),
             # The Java clients' partitioner, so that a key lands on the same partition whoever produces it.
             "partitioner": "murmur2_random",
             "error_cb": self._on_error,

@@ -42,6 +42,7 @@ offsets.topic.replication.factor={replicas}
 transaction.state.log.num.partitions=1
 transaction.state.log.replication.factor={replicas}
 transaction.state.log.min.isr={in_sync_min}
+transaction.abort.timed.out.transaction.cleanup.interval.ms=500
 share.coordinator.state.topic.replication.factor={replicas}
 share.coordinator.state.topic.min.isr={in_sync_min}
 min.insync.replicas={in_sync_min}

@@ -12,12 +12,14 @@ from typing import Any
 
 from confluent_kafka import Consumer, TopicPartition
 
+from common.clock import SystemClock
 from common.codec import Decoder
-from common.datasets import Dataset, dead_letter_topic
-from common.log import KafkaLog, KafkaLogReader
+from common.datasets import TRADES, Dataset, dead_letter_topic
+from common.log import KafkaLog, KafkaLogReader, TopicInfo
 from common.offsets import KafkaPartition
-from common.registry import EmbeddedRegistry
+from common.registry import EmbeddedRegistry, open_registry
 from common.settings import IngestSettings, KafkaSettings
+from ingest.producer import EventProducer
 from ingest.service import IngestService
 
 #: For whatever a thread is to reach; far beyond what it takes, so that a slow machine fails no test.
@@ -151,3 +153,25 @@ def topic_of(dataset: Dataset) -> str:
 
 def dead_letters_of(dataset: Dataset) -> str:
     return dead_letter_topic(topic_of(dataset))
+
+
+def trades_topic(kafka: KafkaSettings) -> TopicInfo:
+    """Made when it is missing."""
+    log = KafkaLog(kafka)
+    log.ensure_topics([topic_of(TRADES)])
+    return log.topics(f"^{topic_of(TRADES)}$")[topic_of(TRADES)]
+
+
+def producer_of(kafka: KafkaSettings, transactional_id: str = "one-id", **settings: Any) -> EventProducer:
+    """A producer of trades that has fenced those before it."""
+    fresh = EventProducer(
+        kafka,
+        quick(**{"delivery_timeout_ms": 5_000, **settings}),
+        open_registry(kafka),
+        topics={TRADES.name: trades_topic(kafka)},
+        transactional_id=transactional_id,
+        clock=SystemClock(),
+        timed=lambda seconds: None,
+    )
+    fresh.fence()
+    return fresh

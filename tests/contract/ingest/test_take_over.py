@@ -13,7 +13,7 @@ import pytest
 
 from common.clock import ManualClock
 from common.datasets import TRADES
-from common.errors import IngestFenced
+from common.errors import BrokerError, IngestFenced
 from common.settings import KafkaSettings
 from ingest.market import Market, market_symbols
 from ingest.service import IngestService
@@ -61,15 +61,17 @@ def test_a_predecessor_writes_nothing_once_its_successor_has_started(
     tmp_path: Path, kafka: KafkaSettings, market: Simulator, ingest: Start
 ) -> None:
     """Both live, each with a state directory of its own: the log is the truth, not a lock on a file."""
-    first = ingest(market.url, symbols=SYMBOLS, settings=swift(), state_dir=tmp_path / "a")
+    first = ingest(market.url, symbols=SYMBOLS, settings=swift(delivery_timeout_ms=20_000), state_dir=tmp_path / "a")
     eventually(lambda: first.stats().trades > 100, "the first one takes trades")
     second = ingest(market.url, symbols=SYMBOLS, settings=swift(), state_dir=tmp_path / "b")
     eventually(lambda: first.failure is not None, "the first one ends")
-    assert isinstance(first.failure, IngestFenced)
-    assert "another ingest took over" in str(first.failure)
+    # When a transaction is just being ended, the embedded broker hangs up on it for ever (decision 0025); Apache Kafka
+    # answers, see tests/integration/test_ingest_on_kafka.py.
+    assert isinstance(first.failure, IngestFenced | BrokerError)
+    assert "another ingest took over" in str(first.failure) or "did not commit a transaction" in str(first.failure)
     taken = second.stats().trades
     eventually(lambda: second.stats().trades > taken + 100, "the second one goes on")
-    market.stop()
+    market.close_market()
     settled(second)
     assert second.flush()
     second.stop()
@@ -107,7 +109,7 @@ def test_a_standby_waits_while_the_other_lives_and_takes_over_when_it_ends(
         eventually(lambda: service.stats().trades > 100, "the standby takes trades")
         # It had followed the log: at the end it read little of it.
         assert service.stats().log_messages_read < first.stats().acknowledged
-        market.stop()
+        market.close_market()
         settled(service)
         assert standby.failure is None
     finally:
@@ -165,7 +167,7 @@ def test_a_standby_process_takes_over(how: signal.Signals, tmp_path: Path, kafka
                 os.kill(active.pid, signal.SIGCONT)
                 # The embedded broker lets some requests of a fenced producer go unanswered: then it is out of reach.
                 assert active.wait(60) in (EXIT_FAILED, EXIT_UNREACHABLE), "".join(active.lines[-12:])
-            simulator.stop()
+            simulator.close_market()
             eventually(lambda: dense(kafka), lambda: f"{ids(kafka, TRADES)}\n{''.join(standby.lines)}")
             assert standby.stop() == 0
     finally:
