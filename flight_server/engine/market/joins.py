@@ -49,7 +49,6 @@ DOUBLE_MID = "CAST(bid_price AS DECIMAL(19,8)) + ask_price"
 SPREAD = "CAST(ask_price AS DECIMAL(19,8)) - bid_price"
 _QUOTE = ("quote_id", "quote_time", "bid_price", "bid_quantity", "ask_price", "ask_quantity")
 _TRADE = "exchange, symbol, trade_id, event_time, side, price, quantity"
-_ORDER = "ORDER BY exchange, symbol, event_time, trade_id"
 
 
 def traded(call: Call) -> str:
@@ -100,7 +99,7 @@ _KEY = "row(quote_time, quote_id) AS quote_key"
 
 
 def asof_quotes(call: Call) -> str:
-    """The trades, each once, in the order of exchange, symbol, time and id."""
+    """The trades, each once, in no order: an ORDER BY in here would be kept by DuckDB under aggregates too."""
     trades = trades_of(call, f"{_TRADE}, receive_time, {traded(call)} AS traded")
     quotes = quotes_near(call, ", ".join(name for name in _QUOTE if name != "quote_time"), call["tolerance"].us, 0)
     age = "epoch_us(r.traded) - epoch_us(q.quote_time)"
@@ -111,7 +110,7 @@ def asof_quotes(call: Call) -> str:
     shown += f", CASE WHEN age_us <= {call['tolerance'].us} THEN age_us END AS quote_age_us"
     fitting = f"SELECT {_TRADE}, receive_time, {shown} FROM ({rows})"
     columns = f"{_TRADE}, receive_time, {', '.join(_QUOTE)}, quote_age_us"
-    return f"SELECT {columns}, {middle(DOUBLE_MID)} AS mid FROM ({fitting}) {_ORDER}"
+    return f"SELECT {columns}, {middle(DOUBLE_MID)} AS mid FROM ({fitting})"
 
 
 def middle(double: str) -> str:
@@ -120,7 +119,7 @@ def middle(double: str) -> str:
 
 
 def markouts(call: Call) -> str:
-    """A row for each trade and horizon, in the order of exchange, symbol, time, id and horizon."""
+    """A row for each trade and horizon, in no order."""
     horizons = sorted({width.us for width in call["horizons"]})
     tolerance_us = call["tolerance"].us
     trades = trades_of(call, f"{_TRADE}, {traded(call)} AS traded")
@@ -154,7 +153,7 @@ def markouts(call: Call) -> str:
     )
     return (
         f"WITH quotes AS MATERIALIZED ({known}) SELECT *, {moved.format('mid')} AS mid_move, "
-        f"{moved.format('price')} AS markout FROM ({mids}) {_ORDER}, horizon_us"
+        f"{moved.format('price')} AS markout FROM ({mids})"
     )
 
 

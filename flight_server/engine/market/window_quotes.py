@@ -19,11 +19,13 @@ AFTER = Taken("after", Length(), "how long after a trade its window ends, inclus
 _TRADE = "exchange, symbol, trade_id, event_time, side, price, quantity"
 #: In front of the earliest time that there is, so that whole division rounds down.
 _ORIGIN_US = 10**18
+#: Sums below this have digits that 64 bits hold, doubled too.
+_SHORT = 40_000_000_000
 _SUMS = ("count", "spread_sum", "spread_min", "spread_max", "double_sum", "double_min", "double_max")
 
 
 def window_quotes(call: Call) -> str:
-    """The trades, each once, in the order of exchange, symbol, time and id."""
+    """The trades, each once, in no order."""
     before_us, after_us = call["before"].us, call["after"].us
     if not before_us + after_us:
         raise ValueError("has a window of no length; write before, after or both, as in before := '1s'")
@@ -46,25 +48,39 @@ def window_quotes(call: Call) -> str:
         f"SELECT {', '.join(f't.{name}' for name in _TRADE.split(', '))}, {sums}, "
         "coalesce(b.first_double, e.first_double) AS first_double, "
         "coalesce(e.last_double, b.last_double) AS last_double "
-        "FROM trades t LEFT JOIN begins b USING (row_id) LEFT JOIN ends e USING (row_id)"
+        f"FROM trades t LEFT JOIN ({begins}) b USING (row_id) LEFT JOIN ({ends}) e USING (row_id)"
     )
-    count = "CAST(count AS HUGEINT)"
+    divided = f"SELECT *, {_divided('spread_sum', 'count')}, {_divided('double_sum', '2 * count')} FROM ({rows})"
     return (
-        f"WITH trades AS MATERIALIZED ({trades}), quotes AS MATERIALIZED ({_whole(quotes)}), begins AS ({begins}), "
-        f"ends AS ({ends}) SELECT {_TRADE}, CAST(count AS BIGINT) AS quote_count, "
-        "CAST(spread_min AS DECIMAL(19,8)) AS spread_min, "
-        f"CASE WHEN count > 0 THEN TRY(k2_quotient(k2_digits(spread_sum), {count})) END AS spread_avg, "
-        "CAST(spread_max AS DECIMAL(19,8)) AS spread_max, "
+        f"WITH trades AS MATERIALIZED ({trades}), quotes AS MATERIALIZED ({_whole(quotes)}) "
+        f"SELECT {_TRADE}, CAST(count AS BIGINT) AS quote_count, CAST(spread_min AS DECIMAL(19,8)) AS spread_min, "
+        f"{_mean('spread_sum', 'count')} AS spread_avg, CAST(spread_max AS DECIMAL(19,8)) AS spread_max, "
         f"{middle('first_double')} AS mid_first, {middle('double_min')} AS mid_min, "
-        f"CASE WHEN count > 0 THEN k2_quotient(k2_digits(double_sum), 2 * {count}) END AS mid_avg, "
-        f"{middle('double_max')} AS mid_max, {middle('last_double')} AS mid_last "
-        f"FROM ({rows}) ORDER BY exchange, symbol, event_time, trade_id"
+        f"{_mean('double_sum', '2 * count')} AS mid_avg, "
+        f"{middle('double_max')} AS mid_max, {middle('last_double')} AS mid_last FROM ({divided})"
     )
+
+
+def _divided(total: str, count: str) -> str:
+    """A sum's digits by a count: the whole part and the rest, NULLs where 64 bits do not hold them."""
+    digits = f"CASE WHEN abs({total}) < {_SHORT} THEN CAST(k2_digits({total}) AS BIGINT) END"
+    return f"{digits} // ({count}) AS {total}_whole, {digits} % ({count}) AS {total}_rest"
+
+
+def _mean(total: str, count: str) -> str:
+    """The quotient rounded half to even, as k2_quotient gives it, but in 64 bits where these hold it, which costs less.
+    NULL where it is too large."""
+    whole, rest = f"{total}_whole", f"{total}_rest"
+    up = f"2 * abs({rest}) > ({count}) OR (2 * abs({rest}) = ({count}) AND {whole} % 2 != 0)"
+    steps = f"CAST({whole} + CASE WHEN {up} THEN sign({total}) ELSE 0 END AS DECIMAL(18,0))"
+    short = f"CAST({steps} * CAST(0.00000001 AS DECIMAL(9,8)) AS DECIMAL(18,8))"
+    long = f"k2_quotient(k2_digits({total}), CAST({count} AS HUGEINT))"
+    return f"TRY(CASE WHEN count = 0 THEN NULL WHEN {whole} IS NOT NULL THEN {short} ELSE {long} END)"
 
 
 def _whole(quotes: str) -> str:
     """The quotes that have a mid."""
-    return f"SELECT * FROM ({quotes}) WHERE double_mid IS NOT NULL"
+    return f"SELECT *, epoch_us(quote_time) AS us FROM ({quotes}) WHERE double_mid IS NOT NULL"
 
 
 def _part(bound: str, length_us: int, *, is_end: bool) -> str:
@@ -79,8 +95,8 @@ def _part(bound: str, length_us: int, *, is_end: bool) -> str:
         f"{last}(double_mid IGNORE NULLS) OVER block AS last_double"
     )
     rows = (
-        "SELECT exchange, symbol, epoch_us(quote_time) AS us, quote_id, NULL AS row_id, spread, double_mid FROM quotes "
-        f"UNION ALL SELECT exchange, symbol, {bound}, 0, row_id, NULL, NULL FROM trades WHERE traded IS NOT NULL"
+        "SELECT exchange, symbol, us, quote_id, NULL AS row_id, spread, double_mid FROM quotes UNION ALL "
+        f"SELECT exchange, symbol, {bound}, 0, row_id, NULL, NULL FROM trades WHERE traded IS NOT NULL"
     )
     # A bound comes behind the quotes of its own microsecond from either side: both ends are inclusive.
     return (

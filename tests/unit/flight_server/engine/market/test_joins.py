@@ -33,6 +33,7 @@ LENGTHS = {
     "1h": timedelta(hours=1),
 }
 NOTHING = {"0s": timedelta(0)}
+ORDER = "ORDER BY exchange, symbol, event_time, trade_id"
 
 
 @pytest.fixture(scope="module")
@@ -196,7 +197,7 @@ def test_each_trade_has_the_quote_that_stood(
     trades, quotes, low, high = case
     market.fill(trades, quotes)
     asked = f"tolerance := '{tolerance}', ties := '{ties}', clock := '{clock}'"
-    found = market.ask(f"SELECT * FROM asof_quotes({bounds(low, high)}, {asked})")
+    found = market.ask(f"SELECT * FROM asof_quotes({bounds(low, high)}, {asked}) {ORDER}")
     length = (LENGTHS | NOTHING)[tolerance]
     assert found == list(asof_rows(chosen(trades, low, high), quotes, length, ties, clock))
 
@@ -209,7 +210,7 @@ def test_markouts_are_those_of_plain_python(
     trades, quotes, low, high = case
     market.fill(trades, quotes)
     asked = f"{horizons}, tolerance := '{tolerance}', ties := '{ties}', clock := '{clock}'"
-    found = market.ask(f"SELECT * FROM markouts({bounds(low, high)}, {asked})")
+    found = market.ask(f"SELECT * FROM markouts({bounds(low, high)}, {asked}) {ORDER}, horizon_us")
     lengths = [LENGTHS[one] for one in horizons]
     wanted = markout_rows(chosen(trades, low, high), quotes, lengths, LENGTHS[tolerance], ties, clock)
     assert found == list(wanted)
@@ -224,7 +225,7 @@ def test_windows_have_all_quotes_around_each_trade(
     market.fill(trades, quotes)
     before, after = (other, one) if turned else (one, other)
     asked = f"before := '{before}', after := '{after}', clock := '{clock}'"
-    found = market.ask(f"SELECT * FROM window_quotes({bounds(low, high)}, {asked})")
+    found = market.ask(f"SELECT * FROM window_quotes({bounds(low, high)}, {asked}) {ORDER}")
     lengths = LENGTHS | NOTHING
     assert found == list(window_rows(chosen(trades, low, high), quotes, lengths[before], lengths[after], clock))
 
