@@ -23,7 +23,7 @@ from clients.errors import ClientError
 from clients.link import Batches, Link
 from clients.moments import Moment, instant_text
 from clients.results import Result
-from clients.statements import Query, Symbols, bars_of, literal, rows_of
+from clients.statements import Query, Symbols, call_of, literal, rows_of
 from clients.subscription import Access, AsyncSubscription, Subscription
 
 
@@ -145,7 +145,47 @@ class K2:
         `interval` is 100ms, 5m, 1h, 1 month and the like; `fill` what stands for an interval without trades: none,
         null, previous or linear; `calendar` whose sessions have bars: 24/7 or ASX (docs/sql.md). Raises ClientError.
         """
-        return self._run(bars_of(symbol, start, end, interval, fill=fill, calendar=calendar, exchange=exchange))
+        options = {"every": interval, "fill": fill, "calendar": calendar, "exchange": exchange}
+        return self._run(call_of("ohlcv", symbol, start, end, **options))
+
+    def asof(
+        self,
+        symbol: Symbols,
+        start: Moment | None = None,
+        end: Moment | None = None,
+        *,
+        tolerance: str | None = None,
+        ties: str | None = None,
+        clock: str | None = None,
+        exchange: str | None = None,
+    ) -> Result:
+        """Each trade in [start, end) with the quote that stood at it, and how old that was: the server's `asof_quotes`.
+
+        A quote older than `tolerance` (such as 10s) is NULL; `ties` says which of equal times was first, quote or
+        trade; `clock` by which both meet, receive or event (docs/sql.md). None: as the server has it. Raises
+        ClientError.
+        """
+        options = {"tolerance": tolerance, "ties": ties, "clock": clock, "exchange": exchange}
+        return self._run(call_of("asof_quotes", symbol, start, end, **options))
+
+    def markouts(
+        self,
+        symbol: Symbols,
+        start: Moment | None = None,
+        end: Moment | None = None,
+        horizons: Sequence[str] = ("1s", "5s", "60s"),
+        *,
+        tolerance: str | None = None,
+        exchange: str | None = None,
+    ) -> Result:
+        """For each trade in [start, end) and each horizon the mid then and so much later: the server's `markouts`.
+
+        Raises ClientError.
+        """
+        if isinstance(horizons, str):
+            raise ClientError(f"horizons is a list, such as ['{horizons}']", code="INVALID_ARGUMENT")
+        options = {"horizons": horizons, "tolerance": tolerance, "exchange": exchange}
+        return self._run(call_of("markouts", symbol, start, end, **options))
 
     def functions(self) -> Result:
         """The functions of the market that SQL has here, each with its arguments, its help and an example."""

@@ -125,6 +125,36 @@ class AsyncK2:
             lambda k2: k2.bars(symbol, start, end, interval, fill=fill, calendar=calendar, exchange=exchange)
         )
 
+    async def asof(
+        self,
+        symbol: Symbols,
+        start: Moment | None = None,
+        end: Moment | None = None,
+        *,
+        tolerance: str | None = None,
+        ties: str | None = None,
+        clock: str | None = None,
+        exchange: str | None = None,
+    ) -> Result:
+        """As K2.asof."""
+        options = {"tolerance": tolerance, "ties": ties, "clock": clock, "exchange": exchange}
+        return await self._call(lambda k2: k2.asof(symbol, start, end, **options))
+
+    async def markouts(
+        self,
+        symbol: Symbols,
+        start: Moment | None = None,
+        end: Moment | None = None,
+        horizons: Sequence[str] = ("1s", "5s", "60s"),
+        *,
+        tolerance: str | None = None,
+        exchange: str | None = None,
+    ) -> Result:
+        """As K2.markouts."""
+        return await self._call(
+            lambda k2: k2.markouts(symbol, start, end, horizons, tolerance=tolerance, exchange=exchange)
+        )
+
     async def functions(self) -> Result:
         """As K2.functions."""
         return await self._call(lambda k2: k2.functions())

@@ -92,26 +92,29 @@ def rows_of(
     return Query(f"SELECT {listed} FROM market.{table} WHERE {where} ORDER BY {order}", parameters)
 
 
-def bars_of(
+def call_of(
+    function: str,
     symbol: Symbols,
     start: Moment | None,
     end: Moment | None,
-    interval: str,
-    *,
-    fill: str = "none",
-    calendar: str = "24/7",
-    exchange: str | None = None,
+    **options: str | Sequence[str] | None,
 ) -> Query:
-    """A call of the server's ohlcv. Raises ClientError; what `interval` and the like may be, the server says."""
+    """A call of one of the server's functions of a symbol and a span, with those options that are not None.
+
+    Raises ClientError; what an option may be, the server says.
+    """
     span(start, end)
-    begin, until = (
+    names = f"[{', '.join(map(literal, symbols_of(symbol)))}]"
+    bounds = [
         "NULL" if moment is None else literal(instant_text(moment, what))
         for moment, what in ((start, "start"), (end, "end"))
-    )
-    names = ", ".join(map(literal, symbols_of(symbol)))
-    options = [f"fill := {literal(fill)}", f"calendar := {literal(calendar)}"]
-    options += [] if exchange is None else [f"exchange := {literal(exchange)}"]
-    return Query(f"SELECT * FROM ohlcv([{names}], {begin}, {until}, {literal(interval)}, {', '.join(options)})")
+    ]
+    named = [f"{name} := {_option(value)}" for name, value in options.items() if value is not None]
+    return Query(f"SELECT * FROM {function}({', '.join([names, *bounds, *named])})")
+
+
+def _option(value: str | Sequence[str]) -> str:
+    return literal(value) if isinstance(value, str) else f"[{', '.join(map(literal, value))}]"
 
 
 def conditions(

@@ -20,6 +20,9 @@ ROOMS = ("clients", "common", "flight_server", "ingest", "k2", "sink")
 HOMES: dict[str, tuple[str, ...]] = {
     "websockets": ("ingest/websocket.py", "ingest/simulator.py"),
     "duckdb": ("flight_server/engine/", "flight_server/storage/", "clients/results.py"),
+    "altair": ("clients/plot.py",),
+    "vl_convert": ("clients/plot.py",),
+    "IPython": ("clients/plot.py",),
     "pyarrow.flight": ("flight_server/service/", "clients/"),
     "adbc_driver_flightsql": ("clients/",),
     "adbc_driver_manager": ("clients/",),

@@ -11,6 +11,7 @@ import polars as pl
 import pytest
 
 import clients
+from clients import plot
 from tests.support.kafka import eventually
 from tests.support.live import COUNT, Live
 from tests.support.records import EPOCH, trade
@@ -130,6 +131,17 @@ def test_what_arrives_behind_an_instant(live: Live, k2: clients.K2) -> None:
         while len(found) < last - first:
             found += next(arrivals).batch.column("trade_id").to_pylist()
     assert sorted(found) == [*range(first, last)]
+
+
+def test_candles_are_drawn_anew_as_trades_arrive(live: Live, k2: clients.K2) -> None:
+    shown: list[plot.Plot] = []
+    drawing = threading.Thread(
+        target=lambda: plot.live_candles(k2, "BTCUSDT", "100ms", draws=2, show=shown.append), daemon=True
+    )
+    drawing.start()
+    while drawing.is_alive():
+        live.grow(2)
+    assert [picture.title for picture in shown] == ["BTCUSDT, bars of 100ms"] * 2
 
 
 def test_a_statement_is_ended_from_another_thread(live: Live, k2: clients.K2) -> None:

@@ -8,6 +8,7 @@ import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
+from decimal import Decimal
 from pathlib import Path
 
 import pyarrow as pa
@@ -135,6 +136,16 @@ def test_a_server_that_is_killed_costs_no_row_and_doubles_none(server: Server, k
 def test_quotes_of_a_span(k2: clients.K2) -> None:
     found = k2.quotes("BTCUSDT", EPOCH, EPOCH + timedelta(milliseconds=3), columns=["quote_id", "bid_price"])
     assert found.rows() == [{"quote_id": number, "bid_price": quote(number)["bid_price"]} for number in range(3)]
+    (trade_7,) = k2.asof("BTCUSDT", EPOCH + timedelta(milliseconds=7), EPOCH + timedelta(milliseconds=8)).rows()
+    assert (trade_7["trade_id"], trade_7["quote_id"], trade_7["bid_price"]) == (7, 7, quote(7)["bid_price"])
+    (marked,) = k2.markouts("BTCUSDT", EPOCH, EPOCH + timedelta(milliseconds=1), ["1ms"]).rows()
+    assert (marked["horizon_us"], marked["mid"], marked["later_mid"]) == (
+        1_000,
+        quote(0)["bid_price"] + Decimal("0.05"),
+        quote(0)["bid_price"] + Decimal("0.05"),
+    )
+    with pytest.raises(clients.ClientError, match="horizons is a list"):
+        k2.markouts("BTCUSDT", horizons="1s")
     with pytest.raises(clients.ClientError, match=r"market.quotes has nothing of X; its symbols are BTCUSDT"):
         k2.quotes("X")
 

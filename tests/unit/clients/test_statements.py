@@ -6,7 +6,7 @@ import pyarrow as pa
 import pytest
 
 from clients.errors import ClientError
-from clients.statements import bars_of, kind_of, rows_of
+from clients.statements import call_of, kind_of, rows_of
 
 
 @pytest.mark.parametrize(
@@ -68,11 +68,12 @@ def test_wrong_arguments_are_a_sentence(
         rows_of("trades", "event_time", "trade_id", symbol, start, end, columns=columns)
 
 
-def test_bars_are_a_call_with_everything_quoted() -> None:
-    query = bars_of(["A", "B'C"], "2024-08-09", None, "7'm", fill="null", exchange="asx")
+def test_a_function_is_called_with_everything_quoted() -> None:
+    options = {"every": "7'm", "horizons": ["1s", "5s"], "exchange": None}
+    query = call_of("ohlcv", ["A", "B'C"], "2024-08-09", None, **options)
     assert query.sql == (
-        "SELECT * FROM ohlcv(['A', 'B''C'], '2024-08-09T00:00:00+00:00', NULL, '7''m', "
-        "fill := 'null', calendar := '24/7', exchange := 'asx')"
+        "SELECT * FROM ohlcv(['A', 'B''C'], '2024-08-09T00:00:00+00:00', NULL, every := '7''m', "
+        "horizons := ['1s', '5s'])"
     )
     with pytest.raises(ClientError, match="lies behind"):
-        bars_of("A", "2024-08-10", "2024-08-09", "1m")
+        call_of("ohlcv", "A", "2024-08-10", "2024-08-09")
