@@ -12,15 +12,16 @@ from typing import Any
 import pytest
 
 from common.clock import ManualClock
-from common.datasets import TRADES
+from common.datasets import GAP_EVENTS, TRADES
 from common.errors import BrokerError, IngestFenced
 from common.settings import KafkaSettings
+from ingest.faults import Fault, FaultKind
 from ingest.market import Market, market_symbols
 from ingest.service import IngestService
 from ingest.simulator import Simulator
 from ingest.standby import StandbyIngest
 from k2.runner import EXIT_FAILED, EXIT_UNREACHABLE
-from tests.contract.ingest.ingest_support import eventually, handled, ids, made_up, quick
+from tests.contract.ingest.ingest_support import eventually, handled, ids, made_up, quick, rows
 from tests.support.processes import started
 
 Start = Callable[..., Any]
@@ -173,3 +174,35 @@ def test_a_standby_process_takes_over(how: signal.Signals, tmp_path: Path, kafka
     finally:
         simulator.stop()
     assert dense(kafka)
+
+
+def test_a_gap_that_was_half_filled_when_ingest_was_killed_is_filled_by_the_next_one(
+    tmp_path: Path, kafka: KafkaSettings, ingest: Start
+) -> None:
+    """The killed one may ask REST for one page only, so that it dies with the gap open and a part of it in the log."""
+    simulator = Simulator.random_market(Market(["BTCUSDT"], seed=3), trades_per_s=1_000)
+    simulator.start()
+    env = environment(kafka) | {"K2_INGEST_REST_WEIGHT_PER_MINUTE_MAX": "50"}
+    words = ("--symbols", "BTCUSDT", "--url", simulator.url, "--data-dir", str(tmp_path))
+    try:
+        with started("ingest", "binance", *words, env=env) as killed:
+            killed.wait_for("ingesting")
+            eventually(lambda: bool(ids(kafka, TRADES)), "it takes trades")
+            simulator.inflict(Fault(0, FaultKind.GAP, 1_500))
+            eventually(lambda: any(row["state"] == "partly_filled" for row in rows(kafka, GAP_EVENTS)), "a part came")
+            killed.kill()
+        before = rows(kafka, GAP_EVENTS)[-1]
+        assert before["severity"] == "stop"
+        assert before["missing_ids"] >= 500
+        service = ingest(simulator.url, symbols=["BTCUSDT"], settings=swift(), state_dir=tmp_path / "ingest")
+        eventually(lambda: service.stats().trades > 100, "the next one takes trades")
+        simulator.close_market()
+        settled(service)
+        assert service.flush()
+    finally:
+        simulator.stop()
+    [found] = ids(kafka, TRADES).values()
+    assert sorted(found) == list(range(min(found), max(found) + 1))
+    after = [row for row in rows(kafka, GAP_EVENTS) if row["first_id"] == before["first_id"]][-1]
+    assert (after["state"], after["missing_ids"], after["opened_time"]) == ("filled", 0, before["opened_time"])
+    assert after["backfilled_ids"] == after["last_id"] - after["first_id"] + 1
