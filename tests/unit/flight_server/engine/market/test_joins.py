@@ -16,6 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from common.errors import InvalidStatement
+from flight_server.engine.rewrite import tables_of, tree_of
 from tests.support.market import EPOCH, MarketDatabase, at, by_symbol, quote_series, rounded, trade_series, us_of
 from tests.support.records import quote, trade
 
@@ -305,6 +306,25 @@ def test_what_is_wrong_is_said_in_one_sentence(market: MarketDatabase, call: str
     with pytest.raises(InvalidStatement, match=f"^{says}") as raised:
         market.ask(f"SELECT * FROM {call}")
     assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("function", ["asof_quotes", "window_quotes", "markouts"])
+@pytest.mark.parametrize(("clock", "before"), [("receive", "09:54:59"), ("event", "09:59:59")])
+def test_files_are_chosen_by_symbol_and_time_on_both_sides(
+    market: MarketDatabase, function: str, clock: str, before: str
+) -> None:
+    """Quotes from as early as matters: a second, and as far as the clocks may be apart."""
+    length = "before" if function == "window_quotes" else "tolerance"
+    call = (
+        f"{function}('BTCUSDT', '2024-08-09T10:00:00Z', '2024-08-09T11:00:00Z', {length} := '1s', clock := '{clock}')"
+    )
+    tree = tree_of(market.expanded(f"SELECT * FROM {call}"), market.connection)
+    found = {ref.name: {(one.column, one.sign): one.operands[0].sql for one in ref.asked} for ref in tables_of(tree)}
+    assert found.keys() == {"trades", "quotes"}
+    assert found["trades"].keys() == {("symbol", "="), ("event_time", ">="), ("event_time", "<")}
+    time = f"{clock}_time"
+    assert found["quotes"].keys() == {("symbol", "="), (time, ">="), (time, "<")}
+    assert before in found["quotes"][time, ">="]
 
 
 # -- against others, and on what was recorded
