@@ -267,6 +267,14 @@ def test_a_later_mid_is_unknown_until_a_quote_behind_it_is_there(market: MarketD
     assert market.ask(sql) == [{"later_mid": Decimal(102), "mid_move": Decimal(-2), "markout": Decimal(-2)}]
 
 
+def test_both_ends_of_a_window_are_in_it(market: MarketDatabase) -> None:
+    times = {1: -1_000_001, 2: -1_000_000, 3: -1_000_000, 4: 0, 5: 2_000_000, 6: 2_000_000, 7: 2_000_001}
+    quotes = [quote_at(BASE_US + us, number, bid=str(number), ask=str(number)) for number, us in times.items()]
+    market.fill([trade_at(BASE_US)], quotes)
+    sql = "SELECT quote_count, mid_first, mid_last FROM window_quotes('BTCUSDT', before := '1s', after := '2s')"
+    assert market.ask(sql) == [{"quote_count": 5, "mid_first": Decimal(2), "mid_last": Decimal(6)}]
+
+
 def test_the_largest_prices_and_the_widest_spread_are_exact(market: MarketDatabase) -> None:
     most = Decimal("9999999999.99999999")
     quotes = [quote_at(BASE_US, n, str(-most), str(most)) for n in (1, 2)] + [
