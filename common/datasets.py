@@ -60,9 +60,12 @@ BOOK_SNAPSHOTS = Dataset(
     "book_snapshots", "book_snapshot", "update_id", ("symbol", "receive_time"), "receive_time", optional=True
 )
 
+#: What ingest did not take under load; there once something was shed.
+SHED = Dataset("shed", "shed", "message_id", ("symbol", "first_time"), None, OPS, optional=True)
+
 DATASETS: dict[str, Dataset] = {
     dataset.name: dataset
-    for dataset in (TRADES, QUOTES, INSTRUMENTS, GAP_EVENTS, AGG_TRADES, BLOCK_TRADES, DEPTH, BOOK_SNAPSHOTS)
+    for dataset in (TRADES, QUOTES, INSTRUMENTS, GAP_EVENTS, AGG_TRADES, BLOCK_TRADES, DEPTH, BOOK_SNAPSHOTS, SHED)
 }
 #: Those that are always there, and those that are there when they are used.
 CORE_DATASETS: tuple[Dataset, ...] = tuple(dataset for dataset in DATASETS.values() if not dataset.optional)

@@ -203,6 +203,21 @@ class IngestSettings(Settings):
         True, description="each trade and quote keeps the clocks' offset, in ms, in vendor_data"
     )
     instruments_refresh_s: float = Field(3600.0, ge=10, le=7 * 86_400)
+    shed: bool = Field(True, description="under load take less, trades last of all; false = only the socket waits")
+    shed_queue_percent: tuple[float, float, float, float] = Field(
+        (50, 70, 85, 95), description="how full the queue is when each level of load begins"
+    )
+    shed_memory_percent: tuple[float, float, float, float] = Field(
+        (70, 80, 90, 95), description="the same of the memory that this process has, in percent of memory_bytes_max"
+    )
+    shed_after_s: float = Field(2.0, ge=0, le=3600, description="a load for less long is a burst, and changes nothing")
+    shed_recover_after_s: float = Field(
+        30.0, ge=0, le=3600, description="a level is left when the load was below what holds it for so long"
+    )
+    memory_bytes_max: int | None = Field(
+        None, ge=1024 * 1024, description="what this process may have; unset = the container's limit, or the machine's"
+    )
+    priority_symbols: tuple[str, ...] = Field((), description="symbols whose quotes and depth are shed last")
     backfill: bool = Field(True, description="ask the venue's REST interface for trades that are missing")
     backfill_requests_max: int = Field(2, ge=1, le=64, description="gaps that are asked for at once")
     backfill_attempts_max: int = Field(

@@ -53,7 +53,9 @@ def _row(prefix: str, name: str, field: FieldInfo) -> str:
 
 def _default(field: FieldInfo) -> str:
     value = field.get_default(call_default_factory=True)
-    return "unset" if value is None or value == {} else f"`{value}`"
+    if isinstance(value, tuple):
+        value = list(value)
+    return "unset" if value is None or value in ({}, []) else f"`{value}`"
 
 
 def _may_be(field: FieldInfo) -> str:
@@ -75,6 +77,8 @@ def _kind(annotation: Any) -> str:
         return _kind(next(argument for argument in arguments if argument is not type(None)))
     if origin is dict:
         return "a JSON object"
+    if origin is tuple:
+        return "a JSON list"
     names = {
         "int": "integer",
         "float": "number",

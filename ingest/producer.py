@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any, Final
 
 from confluent_kafka import KafkaError, KafkaException, Producer
@@ -18,7 +18,7 @@ from common.clock import Clock
 from common.codec import Encoder
 from common.datasets import DATASETS, Dataset, dead_letter_topic
 from common.errors import BrokerError, IngestFenced, K2Error
-from common.log import TopicInfo
+from common.log import KafkaLog, TopicInfo
 from common.offsets import KafkaPartition, PartitionOffsets
 from common.registry import SchemaRegistry
 from common.schemas.arrow import avro_schema_text
@@ -93,10 +93,13 @@ class EventProducer:
         registry.register_all(
             {f"{info.topic}-value": avro_schema_text(DATASETS[name].schema_name) for name, info in self._topics.items()}
         )
+        self._registry = registry
         self._encode = {
             name: Encoder(DATASETS[name], registry, topic=info.topic).encode for name, info in self._topics.items()
         }
-        self._lanes = {name: (info.topic, self._counter(info.topic)) for name, info in self._topics.items()}
+        self._lanes: dict[str, tuple[str, Callable[[Any, Any], None]]] = {
+            name: (info.topic, self._counter(info.topic)) for name, info in self._topics.items()
+        }
         try:
             self._producer = Producer(self._config(kafka, settings) | {"transactional.id": transactional_id})
         except KafkaException as error:
@@ -111,6 +114,22 @@ class EventProducer:
         self.commits = 0
         self.dead_letters = 0
         self.error: K2Error | None = None
+
+    @property
+    def datasets(self) -> Collection[str]:
+        """The datasets that have a topic here."""
+        return self._lanes.keys()
+
+    def add_topic(self, dataset: Dataset, log: KafkaLog, name: str) -> None:
+        """Have a topic for a dataset from now on; it is made when it is missing. Blocks, and may be called from another
+        thread while messages of others are sent. Raises BrokerError, and IncompatibleSchema.
+
+        It takes no part in `covered_offsets`: nobody reads it to know what was taken.
+        """
+        log.ensure_topics([name])
+        encode = Encoder(dataset, self._registry, topic=name).encode
+        self._encode[dataset.name] = encode
+        self._lanes[dataset.name] = (name, self._on_delivery)
 
     def fence(self) -> None:
         """From now on no other producer of this transactional id writes anything: its open transaction is aborted, and

@@ -10,14 +10,11 @@ from __future__ import annotations
 import asyncio
 import re
 import time
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Final
 
 from prometheus_client import CollectorRegistry, Histogram
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
-from prometheus_client.registry import Collector
 
 from common import dead_letters
 from common.clock import Clock, SystemClock
@@ -31,10 +28,12 @@ from common.datasets import (
     GAP_EVENTS,
     INSTRUMENTS,
     QUOTES,
+    SHED,
     TRADES,
     Dataset,
     dead_letter_topic,
 )
+from common.degradation import Level
 from common.errors import BrokerError, EncodeError, FeedError, FeedProtocolError, K2Error, SettingsError
 from common.log import KafkaLog, TopicInfo
 from common.registry import SchemaRegistry, open_registry
@@ -56,7 +55,9 @@ from ingest.producer import EventProducer, Headers, correlation_headers
 from ingest.reference import ReferenceData
 from ingest.rest import RestClient
 from ingest.sampling import Sampler
+from ingest.shedding import Shedding, shed_triggers
 from ingest.skew import ClockSkew
+from ingest.stats import IngestStats, StatsCollector
 from ingest.symbols import SymbolsFile
 from ingest.venues.events import (
     AggTradeEvent,
@@ -72,7 +73,7 @@ from ingest.venues.events import (
 )
 from ingest.venues.registry import BINANCE, Venue
 from ingest.venues.session import Session
-from ingest.watchers import ClockWatch, MemoryWatch
+from ingest.watchers import ClockWatch, MemoryWatch, memory_limit_bytes
 
 #: Delivery reports are taken in after so many sends, and every so many seconds. A poll costs about 1 us when there is
 #: none.
@@ -105,39 +106,6 @@ _NO_RECORD: Final = (ServerShutdown, IgnoredEvent)
 _PAST_TRADES_AT_ONCE: Final = 64
 #: Topics that were just created show up within this time on every broker seen.
 _TOPICS_WAIT_S: Final = 15.0
-
-
-@dataclass(frozen=True, slots=True)
-class IngestStats:
-    """Counters since start. `frames` = records + duplicates + echoes + ignored + dead letters, once all are handled.
-
-    Duplicates and echoes are both events that the log had already: an echo was told by its bytes (ingest/echoes.py).
-    """
-
-    frames: int
-    trades: int
-    quotes: int
-    instruments: int
-    records: dict[str, int]
-    duplicates_dropped: dict[str, int]
-    echoes_dropped: int
-    ignored: int
-    dead_letters: int
-    produced: int
-    acknowledged: int
-    queued: int
-    connected: bool
-    connections: int
-    reconnects: int
-    rotations: int
-    gaps: int
-    gaps_open: int
-    backfilled: int
-    missing_ids: int
-    lost_ids: int
-    oldest_gap_s: float
-    log_messages_read: int
-    checkpoints: int
 
 
 class IngestService:
@@ -182,6 +150,8 @@ class IngestService:
         )
         self._latencies_negative = 0
         self._memory = MemoryWatch(clock=self._clock)
+        self._shedding = Shedding(self._session.exchange, shed_triggers(settings), settings.priority_symbols)
+        self._memory_bytes_max = settings.memory_bytes_max or memory_limit_bytes()
         self._echoes = Echoes()
         self._sampler = Sampler()
         self._log = get_logger("ingest")
@@ -199,9 +169,9 @@ class IngestService:
         self._headers: Headers = []
         self._frames = self._ignored = self._log_messages_read = self._checkpoints = self._sends = 0
         self._taken = dict.fromkeys(DATASETS, 0)
-        self._duplicates = dict.fromkeys((name for name in DATASETS if name != GAP_EVENTS.name), 0)
+        self._duplicates = dict.fromkeys((name for name in DATASETS if name not in (GAP_EVENTS.name, SHED.name)), 0)
         metrics = registry or CollectorRegistry()
-        metrics.register(_StatsCollector(self))
+        metrics.register(StatsCollector(self))
         self._acknowledged_s = Histogram(
             "k2_ingest_acknowledged_seconds",
             "From reading a frame off the socket to Kafka's acknowledgement of its record; one record in 17.",
@@ -305,6 +275,8 @@ class IngestService:
             oldest_gap_s=self._watch.oldest_age_s,
             log_messages_read=self._log_messages_read,
             checkpoints=self._checkpoints,
+            level=self._shedding.level,
+            shed=dict(self._shedding.records),
         )
 
     def watched_counters(self) -> list[tuple[str, str, int]]:
@@ -315,6 +287,7 @@ class IngestService:
             ("silent_peers", "Connections given up because a ping had no echo.", feed.counters.silent),
             ("connect_failures", "Attempts to connect that failed.", feed.hosts.failures),
             ("clock_jumps", "Times that the clocks' offset jumped.", self._clock_watch.skew.jumps),
+            ("load_level_changes", "Times that the level of load changed.", self._shedding.changes),
             ("negative_latencies", "Trades whose latency came out below 0.", self._latencies_negative),
             ("rest_requests", "Requests to the venue's REST interface.", rest.requests if rest else 0),
             ("rest_limited", "Answers of 429 and 418.", rest.limited if rest else 0),
@@ -459,11 +432,38 @@ class IngestService:
                 self._producer.send_to(self._heartbeat_topic, shard, heartbeat(shard, self._clock.now_us()))
             self._watch.look()
             self._tell_gaps()
+            await self._look_at_load()
             if self._backfill is not None:
                 self._backfill.look()
             if self._state is not None and self._clock.monotonic_s() - last_s >= self._settings.checkpoint_interval_s:
                 last_s = self._clock.monotonic_s()
                 await self._checkpoint(_CHECKPOINT_FLUSH_S)
+
+    async def _look_at_load(self) -> None:
+        """What is taken from now on; what was not, to the log. The topic is made when something was shed."""
+        shedding, producer, settings = self._shedding, self._producer, self._settings
+        assert producer is not None
+        if not settings.shed:
+            return
+        queue_percent = 100 * producer.queued / settings.queue_messages_max
+        memory_percent = 100 * self._memory.rss_bytes / self._memory_bytes_max
+        now_s = self._clock.monotonic_s()
+        if shedding.observe(queue_percent, memory_percent, now_s):
+            level = shedding.level
+            say = self._log.warning if level else self._log.info
+            say("load", level=level.name, queue_percent=round(queue_percent), memory_percent=round(memory_percent))
+        if shedding.due(now_s) and queue_percent < settings.shed_queue_percent[0]:
+            if SHED.name not in producer.datasets:
+                session, log = self._session, KafkaLog(self._kafka)
+                name = SHED.topic(asset_class=session.asset_class, exchange=session.exchange)
+                try:
+                    await asyncio.to_thread(producer.add_topic, SHED, log, name)
+                except K2Error as error:  # counted still, and told the next time
+                    self._log.warning("what was shed cannot be told yet", reason=error.message)
+                    return
+            for record in shedding.tell(now_s):
+                while not self._send(SHED, record["symbol"], record, record["last_time"]):
+                    await self._room()
 
     def _tell_gaps(self) -> None:
         """What became of gaps, to the log; what the queue has no room for is told the next time."""
@@ -589,13 +589,16 @@ class IngestService:
         Raises EncodeError, and BrokerError.
         """
         exchange = self._session.exchange
+        if self._shedding.level and self._shedding.sheds(event):
+            return True
         if type(event) is TradeEvent:
             ids = self._ledger.trade_ids(exchange, event.symbol)
             if event.trade_id in ids:
                 self._duplicates[TRADES.name] += 1
                 return True
-            sent = self._send(TRADES, event.symbol, self._normaliser.trade(event), event.receive_time_us)
-            return sent and ids.take(event.trade_id)
+            if self._send(TRADES, event.symbol, self._normaliser.trade(event), event.receive_time_us):
+                return ids.take(event.trade_id)
+            return self._shed_trade(event)
         if type(event) is BookTickerEvent:
             if not self._ledger.is_new_quote(exchange, event.symbol, event.update_id):
                 self._duplicates[QUOTES.name] += 1
@@ -610,6 +613,13 @@ class IngestService:
             self._feed.rotate(self._correlation_id)
         elif type(event) is IgnoredEvent and (count := self._sampler.take(event.what, self._clock.monotonic_s())):
             self._log.info("an event of no use", what=event.what, count=count)
+        return True
+
+    def _shed_trade(self, event: TradeEvent) -> bool:
+        """A trade for which there is no room: left out, where that is a gap that the backfill fills; else False."""
+        if self._shedding.level is not Level.CIRCUIT_BREAK or self._backfill is None:
+            return False
+        self._shedding.shed_trade(event)
         return True
 
     def _take_further(self, event: FurtherEvent) -> bool:
@@ -780,50 +790,3 @@ def _seconds(us: int | None) -> float | None:
 
 def _listed(text: str) -> list[str]:
     return [one.strip() for one in text.split(",") if one.strip()]
-
-
-class _StatsCollector(Collector):
-    """The counters for Prometheus, read when they are asked for, so that the path of a frame pays nothing."""
-
-    def __init__(self, service: IngestService) -> None:
-        self._service = service
-
-    def collect(self) -> Iterator[Metric]:
-        stats = self._service.stats()
-        for name, what, value in (
-            ("frames", "Frames read off the websocket.", stats.frames),
-            ("ignored_events", "Well-formed frames of no use.", stats.ignored),
-            ("dead_letters", "Frames sent to the dead letters.", stats.dead_letters),
-            ("produced_messages", "Messages handed to the producer.", stats.produced),
-            ("acknowledged_messages", "Messages committed: all in-sync replicas have them.", stats.acknowledged),
-            ("echoes_dropped", "Frames that another connection had brought, byte for byte.", stats.echoes_dropped),
-            ("reconnects", "Connections made again after one was lost.", stats.reconnects),
-            ("rotations", "Connections replaced before they ended.", stats.rotations),
-            ("checkpoints", "Ledger checkpoints written.", stats.checkpoints),
-            *self._service.watched_counters(),
-            ("backfilled_trades", "Missing trades that the venue was asked for.", stats.backfilled),
-        ):
-            yield CounterMetricFamily(f"k2_ingest_{name}", what, value=value)
-        for name, what, level in self._service.watched_levels():
-            yield GaugeMetricFamily(f"k2_ingest_{name}", what, value=level)
-        records = CounterMetricFamily("k2_ingest_records", "Records taken in.", labels=["dataset"])
-        duplicates = CounterMetricFamily(
-            "k2_ingest_duplicates_dropped", "Records the log had already.", labels=["dataset"]
-        )
-        for dataset, taken in stats.records.items():
-            records.add_metric([dataset], taken)
-        for dataset, dropped in stats.duplicates_dropped.items():
-            duplicates.add_metric([dataset], dropped)
-        yield records
-        yield duplicates
-        yield GaugeMetricFamily("k2_ingest_queued_messages", "Messages not acknowledged yet.", value=stats.queued)
-        yield GaugeMetricFamily("k2_ingest_trade_gaps", "Ranges of trade ids that are missing.", value=stats.gaps)
-        yield GaugeMetricFamily("k2_ingest_gaps_open", "Gaps that are not closed.", value=stats.gaps_open)
-        yield GaugeMetricFamily("k2_ingest_missing_ids", "Trade ids missing in these.", value=stats.missing_ids)
-        yield CounterMetricFamily("k2_ingest_lost_ids", "Trade ids given up as lost.", value=stats.lost_ids)
-        yield GaugeMetricFamily(
-            "k2_ingest_oldest_gap_seconds", "Age of the oldest gap that is not closed.", value=stats.oldest_gap_s
-        )
-        yield GaugeMetricFamily(
-            "k2_ingest_connected", "1 while each stream comes in over a connection.", value=int(stats.connected)
-        )

@@ -29,6 +29,7 @@ _LOCAL_JUMP_US: Final = 100_000
 _MEMORY_EVERY_S: Final = 10.0
 _LEAK_SCORE_TOLD: Final = 0.8
 _STATM: Final = Path("/proc/self/statm")
+_CGROUP_MEMORY: Final = Path("/sys/fs/cgroup/memory.max")
 
 
 class ClockWatch:
@@ -112,6 +113,15 @@ class MemoryWatch:
                 )
             self._told = leaking
             await self._sleep(_MEMORY_EVERY_S)
+
+
+def memory_limit_bytes() -> int:
+    """What this process may have: the container's limit (cgroup v2), else the machine's memory."""
+    machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    try:
+        return min(int(_CGROUP_MEMORY.read_text()), machine)
+    except (OSError, ValueError):  # no such file, or "max"
+        return machine
 
 
 def resident_bytes() -> int | None:

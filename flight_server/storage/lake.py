@@ -472,7 +472,7 @@ class Lake:
 
     def _awake(self, log: KafkaLog) -> list[tuple[Dataset, Snapshot]]:
         """The dormant datasets that have a topic, or a table with rows, and their snapshots."""
-        topics = log.topics(rf"^{MARKET}\.") if self._dormant else {}
+        topics = log.topics(rf"^({MARKET}|{OPS})\.") if self._dormant else {}
         found = []
         for dataset in self._dormant:
             snapshot = self._snapshots.newest(dataset)
