@@ -12,6 +12,7 @@ from typing import Any, Literal, Self, TypeVar
 
 from pydantic import Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_settings import SettingsError as UnreadableVariable
 
 from common.errors import SettingsError
 
@@ -34,6 +35,11 @@ class Settings(BaseSettings):
             prefix = cls.model_config.get("env_prefix", "")
             raise SettingsError(
                 f"the setting {prefix}{name.upper()} is wrong ({first.get('input')!r}): {first['msg']}; "
+                "correct it and start again"
+            ) from None
+        except UnreadableVariable as error:  # a list or an object that is no JSON; it names the field
+            raise SettingsError(
+                f"a variable {cls.model_config.get('env_prefix', '')}... is no JSON ({error}); "
                 "correct it and start again"
             ) from None
 

@@ -8,7 +8,7 @@ import pytest
 from pydantic import ValidationError
 
 from common.errors import SettingsError
-from common.settings import FlightSettings, KafkaSettings, LakeSettings, SinkSettings
+from common.settings import FlightSettings, IngestSettings, KafkaSettings, LakeSettings, SinkSettings
 
 
 def test_the_environment_is_read_and_an_override_wins(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -60,3 +60,11 @@ def test_catalog_and_warehouse_default_to_the_data_directory(tmp_path: Path) -> 
     assert settings.resolved_catalog_uri == f"sqlite:///{tmp_path / 'catalog.db'}"
     assert settings.resolved_warehouse == f"file://{tmp_path / 'warehouse'}"
     assert LakeSettings.load(warehouse="s3://bucket/k2").resolved_warehouse == "s3://bucket/k2"
+
+
+def test_a_variable_that_is_no_json_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("K2_INGEST_SHED_QUEUE_PERCENT", "[50, 70, 85, 95]")
+    assert IngestSettings.load().shed_queue_percent == (50, 70, 85, 95)
+    monkeypatch.setenv("K2_INGEST_SHED_QUEUE_PERCENT", "50,70,85,95")
+    with pytest.raises(SettingsError, match=r"a variable K2_INGEST_\.\.\. is no JSON .*shed_queue_percent"):
+        IngestSettings.load()
