@@ -215,7 +215,7 @@ class Demo:
         ingest = IngestService(
             self._symbols,
             kafka=kafka,
-            settings=IngestSettings.load(connections=1 if self._options.replay else None),
+            settings=IngestSettings.load(**({"connections": 1, "shed": False} if self._options.replay else {})),
             url=simulator.url if simulator else None,
             state_dir=data_dir / "ingest" if KafkaSettings.load().bootstrap_servers else None,
             seed=seed,

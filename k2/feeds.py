@@ -107,7 +107,8 @@ def replay(debug: bool, files: tuple[Path, ...], symbols: str, speed: str, data_
             service = IngestService(
                 symbols_of(symbols),
                 kafka=kafka,
-                settings=IngestSettings.load(connections=1),  # each connection would get the whole replay
+                # Each connection would get the whole replay, and a replay can wait: nothing of it is shed.
+                settings=IngestSettings.load(connections=1, shed=False),
                 url=simulator.url,
                 state_dir=state_dir,
                 registry=registry,

@@ -85,6 +85,7 @@ class _Ingest:
             "K2_TELEMETRY_LOG_LEVEL": "warning",
             "K2_TELEMETRY_METRICS_PORT": "0",
             "K2_INGEST_CONNECTIONS": str(self._connections),
+            "K2_INGEST_SHED": "false",  # what is measured is how much it takes
         }
         words = ("--symbols", self.load.symbols, "--url", self.load.url, "--data-dir", folder)
         self._process = Process("ingest", "binance", *words, env=env)
