@@ -28,8 +28,8 @@ from rich.table import Table
 
 import clients
 from common.clock import SystemClock
-from common.errors import K2Error
-from ingest.faults import FaultKind
+from common.errors import K2Error, SettingsError
+from ingest.faults import FaultKind, FaultPlan
 from ingest.market import market_symbols
 from tests.integration.kafka_server import KafkaServer
 from tests.performance.scraped import Metrics
@@ -38,6 +38,7 @@ from tests.soak.parts import Parts
 from tests.soak.reports import drained, say, verified
 from tests.soak.resources import Held, Reading, Watch, memory_of, slope_per_hour
 from tests.support.maven import java_and_maven
+from tests.support.missing import MissingTool
 from tests.support.processes import Process
 
 BROKER_AWAY_S = 20.0
@@ -99,7 +100,14 @@ def main(words: Sequence[str]) -> int:
     parser.add_argument("--seed", type=int, default=1, help="of the market and the faults")
     parser.add_argument("--output", type=Path, default=Path("bench-results/soak-feed.json"))
     given = parser.parse_args(words)
-    java_and_maven()
+    try:
+        market_symbols(given.symbols)
+        FaultPlan.seeded(given.seed, seconds=given.minutes * 60, every_s=given.every)
+        java_and_maven()
+    except (SettingsError, MissingTool) as error:
+        parser.error(str(error))
+    if given.rate is not None and not given.rate > 0:
+        parser.error("the rate must be above 0")
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that no part is left running
     load_before = os.getloadavg()[0]
     with tempfile.TemporaryDirectory(prefix="k2-soak-") as folder:
