@@ -152,11 +152,24 @@ def _sample(kind: Any, which: int) -> Any:
             return {"k": _sample(kind["values"], which)}
 
 
+_PLAIN = [*_SIMPLE, *(["null", kind] for kind in _SIMPLE[1:])]
+
+
+@pytest.mark.parametrize("reader", _PLAIN, ids=str)
+def test_every_pair_of_plain_types_is_as_fastavro_has_it(reader: Any) -> None:
+    for writer in _PLAIN:
+        _check([("a", writer, False)], [("a", reader, False)])
+
+
 @settings(max_examples=300, deadline=None)
 @given(writer=_fields, reader=_fields)
 def test_fastavro_reads_what_is_called_readable_and_refuses_some_of_what_is_not(
     writer: list[tuple[str, Any, bool]], reader: list[tuple[str, Any, bool]]
 ) -> None:
+    _check(writer, reader)
+
+
+def _check(writer: list[tuple[str, Any, bool]], reader: list[tuple[str, Any, bool]]) -> None:
     written, read = _schema(writer), _schema(reader)
     refused = []
     for which in range(6):
