@@ -39,6 +39,13 @@ _DECIMAL = "CAST(CAST(digits AS DECIMAL(28,0)) * CAST(0.00000001 AS DECIMAL(9,8)
 #: All of them give the same for the same rows each time.
 MACROS = (
     Macro("k2_digits", "number", digits("number"), "HUGEINT"),
+    # The digits of a price or a quantity, without a text in between.
+    Macro(
+        "k2_units",
+        "number",
+        "CAST(CAST(number AS DECIMAL(28,8)) * CAST(100000000 AS DECIMAL(10,0)) AS HUGEINT)",
+        "HUGEINT",
+    ),
     Macro("k2_quotient", "numerator, denominator", rounded_quotient("numerator", "denominator"), "DECIMAL(18,8)"),
     Macro("k2_decimal", "digits", _DECIMAL, "DECIMAL(28,8)"),
     Macro(

@@ -28,7 +28,7 @@ def _held(call: Call, value: str) -> str:
 
 
 def _spread(call: Call) -> str:
-    rows = _held(call, "k2_digits(ask_price) - k2_digits(bid_price)")
+    rows = _held(call, "k2_units(ask_price) - k2_units(bid_price)")
     return (
         f"SELECT {KEYS}, k2_quotient(sum(value * us), sum(us)) AS average, k2_decimal(min(value)) AS lowest, "
         "k2_decimal(max(value)) AS highest, k2_decimal(arg_max(value, {'time': time, 'id': id})) AS last, "
@@ -38,7 +38,7 @@ def _spread(call: Call) -> str:
 
 
 def _mid(call: Call) -> str:
-    rows = _held(call, "k2_digits(bid_price) + k2_digits(ask_price)")
+    rows = _held(call, "k2_units(bid_price) + k2_units(ask_price)")
 
     def half(twice: str) -> str:
         return f"CAST(CAST({twice} AS DECIMAL(29,0)) * CAST(0.000000005 AS DECIMAL(9,9)) AS DECIMAL(19,9))"

@@ -17,7 +17,7 @@ def _bars(call: Call, size: int, amount: str) -> str:
     trades = trades_of(
         call,
         "exchange, symbol, event_time, trade_id, price, quantity, TRY(price * quantity) AS product, "
-        f"coalesce({amount}, 0) AS amount",
+        f"CASE WHEN TRY(price * quantity) IS NULL THEN 0 ELSE {amount} END AS amount",
         grid_of(call),
     )
     order = "PARTITION BY exchange, symbol ORDER BY event_time, trade_id ROWS UNBOUNDED PRECEDING"
@@ -44,11 +44,11 @@ def _tick_bars(call: Call) -> str:
 
 
 def _volume_bars(call: Call) -> str:
-    return _bars(call, _digits(call["size"], 8), "k2_digits(quantity)")
+    return _bars(call, _digits(call["size"], 8), "k2_units(quantity)")
 
 
 def _dollar_bars(call: Call) -> str:
-    return _bars(call, _digits(call["size"], 16), "k2_digits(TRY(price * quantity))")
+    return _bars(call, _digits(call["size"], 16), "TRY(k2_units(price) * k2_units(quantity))")
 
 
 def _digits(size: Decimal, decimals: int) -> int:

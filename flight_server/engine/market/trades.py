@@ -30,7 +30,7 @@ def _trade_count(call: Call) -> str:
 
 def _twap(call: Call) -> str:
     grid = grid_of(call)
-    trades = trades_of(call, "exchange, symbol, event_time AS time, trade_id AS id, k2_digits(price) AS value", grid)
+    trades = trades_of(call, "exchange, symbol, event_time AS time, trade_id AS id, k2_units(price) AS value", grid)
     return (
         f"SELECT {KEYS}, k2_quotient(sum(value * us), sum(us)) AS twap, CAST(sum(us) AS BIGINT) AS held_us "
         f"FROM ({held(call, grid, trades)}) GROUP BY {KEYS} ORDER BY {KEYS}"
@@ -41,7 +41,7 @@ def _volume_profile(call: Call) -> str:
     tick, bins = call["tick"], call["bins"]
     if tick is not None and bins is not None:
         raise ValueError("takes a tick or a number of bins, and not both; leave one out")
-    trades = trades_of(call, "exchange, symbol, k2_digits(price) AS price, quantity, side", grid_of(call))
+    trades = trades_of(call, "exchange, symbol, k2_units(price) AS price, quantity, side", grid_of(call))
     if tick is not None:
         step = int(tick.scaleb(8))
         level = f"(price - (price % {step} + {step}) % {step}) // {step}"
@@ -105,21 +105,22 @@ def _realized_vol(call: Call) -> str:
 def _drawdown(call: Call) -> str:
     trades = trades_of(call, "exchange, symbol, event_time, trade_id, price", grid_of(call))
     peaks = f"SELECT *, max(price) OVER ({_ORDER} ROWS UNBOUNDED PRECEDING) AS peak_price FROM ({trades})"
-    rises = f"SELECT *, peak_price IS DISTINCT FROM lag(peak_price) OVER ({_ORDER}) AS is_peak FROM ({peaks})"
-    timed = (
-        "SELECT *, max(CASE WHEN is_peak THEN event_time END) OVER "
-        f"({_ORDER} ROWS UNBOUNDED PRECEDING) AS peak_time FROM ({rises})"
+    # The first trade at a new highest price is the first of those that have it before them.
+    falls = (
+        "SELECT exchange, symbol, peak_price, min(event_time) AS peak_time, "
+        f"min({{'price': price, 'time': event_time, 'id': trade_id}}) AS trough FROM ({peaks}) GROUP BY ALL"
     )
+    fallen = "(k2_digits(peak_price) - k2_digits(trough.price))"
     # To 16 decimals; of equal ones the first.
-    depth = "(k2_digits(peak_price) - k2_digits(price)) * 10000000000000000 // k2_digits(peak_price)"
+    depth = f"{fallen} * 10000000000000000 // k2_digits(peak_price)"
     ranked = (
-        f"SELECT *, row_number() OVER (PARTITION BY exchange, symbol ORDER BY {depth} DESC, event_time, trade_id) "
-        f"AS place FROM ({timed}) WHERE peak_price > 0"
+        f"SELECT *, row_number() OVER (PARTITION BY exchange, symbol ORDER BY {depth} DESC, peak_time, peak_price) "
+        f"AS place FROM ({falls}) WHERE peak_price > 0"
     )
-    fall = "k2_quotient((k2_digits(peak_price) - k2_digits(price)) * 100000000, k2_digits(peak_price))"
     return (
-        f"SELECT exchange, symbol, {fall} AS drawdown, peak_price, peak_time, price AS trough_price, "
-        f"event_time AS trough_time FROM ({ranked}) WHERE place = 1 ORDER BY exchange, symbol"
+        f"SELECT exchange, symbol, k2_quotient({fallen} * 100000000, k2_digits(peak_price)) AS drawdown, peak_price, "
+        f"peak_time, trough.price AS trough_price, trough.time AS trough_time FROM ({ranked}) WHERE place = 1 "
+        "ORDER BY exchange, symbol"
     )
 
 
