@@ -38,6 +38,7 @@ _LAZY = {
     "maintain": "k2.maintain:maintain",
     "query": "k2.query:query",
     "restore": "k2.backup:restore",
+    "shell": "k2.shell.command:shell",
     "simulate": "k2.feeds:simulate",
     "tables": "k2.tables:tables",
 }

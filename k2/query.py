@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import shutil
 import sys
 from collections.abc import Iterator
@@ -12,39 +11,35 @@ from typing import IO, BinaryIO
 
 import click
 
-from clients import connect
 from clients.formats import BINARY_FORMATS, FORMATS, Format, write
 from common.errors import SettingsError
 from k2.console import FILE
+from k2.server_options import Server, server_options
 
 
 @click.command()
-@click.argument("sql")
+@click.argument("sql", required=False)
 @click.option("--format", "form", type=click.Choice(FORMATS), default="table", show_default=True)
-@click.option("--uri", default="grpc://127.0.0.1:50051", show_default=True, envvar="K2_URI", help="Also K2_URI.")
-@click.option("--user", envvar="K2_USER", help="Also K2_USER; its password is K2_PASSWORD, or is asked for.")
-@click.option("--ca-file", type=FILE, envvar="K2_CA_FILE", help="PEM to trust, with grpc+tls://.  Also K2_CA_FILE.")
+@click.option("--at", help="Read the market as it was: at a cut, a snapshot's id or a time.  [now]")
+@click.option("--cut", "says_cut", is_flag=True, help="Say on standard error at which cut the result is.")
 @click.option("--output", type=FILE, help="Write there instead of to the terminal.")
-def query(sql: str, form: Format, uri: str, user: str | None, ca_file: Path | None, output: Path | None) -> None:
-    """Run one statement and print its result; `-` reads the statement from standard input.
+@server_options
+def query(server: Server, sql: str | None, form: Format, at: str | None, says_cut: bool, output: Path | None) -> None:
+    """Run one statement and print its result; `-`, or none, reads the statement from standard input.
 
-    An API key or another bearer token is read from K2_TOKEN.
+    An API key or another bearer token is read from K2_TOKEN. Exit codes: `k2 --help`.
     """
     if form in BINARY_FORMATS and output is None and sys.stdout.isatty():
         raise SettingsError(f"{form} is binary and this is a terminal; add --output FILE")
-    text = sys.stdin.read() if sql == "-" else sql
+    if sql is None and sys.stdin.isatty():
+        raise SettingsError('give a statement: k2 query "SELECT 1"; or ask in `k2 shell`')
+    text = sys.stdin.read() if sql in (None, "-") else sql
+    assert text is not None
     width = shutil.get_terminal_size().columns if sys.stdout.isatty() and output is None else None
-    password = token = None
-    if user is not None:
-        password = os.environ.get("K2_PASSWORD") or click.prompt("Password", hide_input=True, err=True)
-    else:
-        token = os.environ.get("K2_TOKEN") or None
-    with (
-        connect(uri, username=user, password=password, token=token, ca_file=ca_file) as connection,
-        connection.stream(text) as result,
-        _output(output) as out,
-    ):
+    with server.connect() as connection, connection.stream(text, at=at) as result, _output(output) as out:
         write(result.schema, result, form, out, width=width)
+        if says_cut:
+            click.echo(result.cut or at or "the statement reads no table that has a cut", err=True)
 
 
 @contextlib.contextmanager

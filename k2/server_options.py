@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,21 +16,30 @@ if TYPE_CHECKING:
     from clients import Connection
 
 
-@dataclass(frozen=True)
 class Server:
-    """A server and the caller's credentials; the password is asked for once."""
+    """A server, and who asks. The password is read, or asked for, when it is first needed, and once. Thread-safe."""
 
-    uri: str
-    user: str | None
-    password: str | None
-    token: str | None
-    ca_file: Path | None
+    def __init__(self, uri: str, user: str | None = None, ca_file: Path | None = None) -> None:
+        self.uri = uri
+        self._user, self._ca_file = user, ca_file
+        self._password: str | None = None
+        self._lock = threading.Lock()
 
     def connect(self) -> Connection:
         """A new connection. Raises ConnectError."""
         from clients import connect
 
-        return connect(self.uri, username=self.user, password=self.password, token=self.token, ca_file=self.ca_file)
+        token = (os.environ.get("K2_TOKEN") or None) if self._user is None else None
+        return connect(
+            self.uri, username=self._user, password=self._known_password(), token=token, ca_file=self._ca_file
+        )
+
+    def _known_password(self) -> str | None:
+        with self._lock:
+            if self._user is not None and self._password is None:
+                given = os.environ.get("K2_PASSWORD")
+                self._password = given or click.prompt("Password", hide_input=True, err=True)
+            return self._password
 
 
 _URI = click.option("--uri", default="grpc://127.0.0.1:50051", show_default=True, envvar="K2_URI", help="Also K2_URI.")
@@ -44,12 +53,7 @@ def server_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """--uri, --user and --ca-file, and the environment behind them, as the one argument `server`."""
 
     def with_server(*, uri: str, user: str | None, ca_file: Path | None, **given: Any) -> Any:
-        password = token = None
-        if user is not None:
-            password = os.environ.get("K2_PASSWORD") or click.prompt("Password", hide_input=True, err=True)
-        else:
-            token = os.environ.get("K2_TOKEN") or None
-        return command(server=Server(uri, user, password, token, ca_file), **given)
+        return command(server=Server(uri, user, ca_file), **given)
 
     with_server.__name__, with_server.__doc__ = command.__name__, command.__doc__
     with_server.__dict__.update(command.__dict__)

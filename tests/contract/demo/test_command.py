@@ -43,7 +43,22 @@ def k2(*arguments: str, **env: str) -> subprocess.CompletedProcess[str]:
 
 @pytest.mark.parametrize(
     "command",
-    ["", "demo", "ingest", "ingest binance", "ingest replay", "sink", "serve", "broker", "simulate", "query", "export"],
+    [
+        "",
+        "demo",
+        "ingest",
+        "ingest binance",
+        "ingest replay",
+        "sink",
+        "serve",
+        "broker",
+        "simulate",
+        "query",
+        "export",
+        "shell",
+        "tail",
+        "bars",
+    ],
 )
 def test_help_reads_well(command: str) -> None:
     done = CliRunner().invoke(cli, [*command.split(), "--help"], prog_name="k2")
