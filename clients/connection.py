@@ -146,20 +146,14 @@ class Connection:
             cursor = self._raw.cursor()
         except dbapi.Error as error:
             raise query_error(error) from None
-        opened = [cursor]
         try:
             partitions, schema = self._announced(cursor, sql, parameters, at)
             with self._streams_lock:
                 self._starting = partitions  # the driver waits for the first rows before there is a stream
-            opened += [self._raw.cursor() for _ in partitions[1:]]
-            for part, partition in zip(opened, partitions, strict=False):
-                part.adbc_read_partition(partition)
-            readers = [part.fetch_record_batch() for part, _ in zip(opened, partitions, strict=False)]
-            stream = ResultStream(opened, readers, schema, partitions)
+            stream = ResultStream(cursor, schema, partitions)
         except BaseException as error:
             self._starting = ()
-            for part in opened:
-                _let_go(part)
+            _let_go(cursor)
             if isinstance(error, dbapi.Error | pa.ArrowException | OSError):
                 raise query_error(error) from None
             raise
@@ -260,37 +254,46 @@ class ResultStream:
     `cut` is the instant that it is of, as text: give it back as `at`, or to `subscribe`. None where no table was read.
     """
 
-    def __init__(
-        self,
-        cursors: Sequence[dbapi.Cursor],
-        readers: Sequence[pa.RecordBatchReader],
-        schema: pa.Schema,
-        partitions: Sequence[bytes],
-    ) -> None:
-        self._cursors = cursors
-        self._readers = list(readers)
+    def __init__(self, cursor: dbapi.Cursor, schema: pa.Schema, partitions: Sequence[bytes]) -> None:
+        """The first part begins at once; raises what the driver raises.
+
+        One part after another: the driver ends what is half read when its connection begins with the next.
+        """
+        self._cursor = cursor
         self._partitions = list(partitions)
+        self._reader = self._next_reader()
         self._closed = False
-        self.schema: pa.Schema = readers[0].schema if readers else schema
+        self.schema: pa.Schema = schema if self._reader is None else self._reader.schema
         self.cut = cut_of_partition(partitions[0]) if partitions else None
 
     @property
     def partitions_left(self) -> Sequence[bytes]:
         """The parts of it that are not read to their end, each a FlightInfo."""
-        readers = len(self._readers)
-        return [] if self._closed or not readers else self._partitions[-readers:]
+        return [] if self._closed or self._reader is None else self._partitions
 
     def __iter__(self) -> Iterator[pa.RecordBatch]:
-        while self._readers:
+        while self._reader is not None:
             try:
-                batch = self._readers[0].read_next_batch()
+                batch = self._reader.read_next_batch()
             except StopIteration:
-                del self._readers[0]
-                continue
+                batch = None
             except (dbapi.Error, pa.ArrowException, OSError) as error:
                 raise query_error(error) from None
-            yield batch
+            if batch is not None:
+                yield batch
+                continue
+            self._partitions = self._partitions[1:]
+            try:
+                self._reader = self._next_reader()
+            except (dbapi.Error, pa.ArrowException, OSError) as error:
+                raise query_error(error) from None
         self.close()
+
+    def _next_reader(self) -> pa.RecordBatchReader | None:
+        if not self._partitions:
+            return None
+        self._cursor.adbc_read_partition(self._partitions[0])
+        return self._cursor.fetch_record_batch()
 
     def read_all(self) -> pa.Table:
         """What has not been iterated yet, as one Table. Raises QueryError."""
@@ -299,8 +302,7 @@ class ResultStream:
     def close(self) -> None:
         """Let the statement go, finished or not; the server stops working on it. May be called again."""
         self._closed = True
-        for cursor in self._cursors:
-            _let_go(cursor)
+        _let_go(self._cursor)
 
     def __enter__(self) -> Self:
         return self

@@ -13,6 +13,7 @@ from pyarrow import flight
 from test_flight_as_of import Live
 from test_flight_sessions import Client
 
+import clients
 from flight_server.engine import sources
 
 
@@ -108,3 +109,13 @@ def test_adbc_reads_all_parts(live: Live) -> None:
     with dbapi.connect(live.service.uri, autocommit=True) as connection, connection.cursor() as cursor:
         cursor.execute("select trade_id from market.trades")
         assert sorted(value for (value,) in cursor.fetchall()) == list(range(now["n"]))
+
+
+def test_the_client_reads_all_parts_of_what_no_buffer_holds(live: Live) -> None:
+    """The driver ends a part that is half read when its connection begins the next one."""
+    now = live.grow(30_000)
+    live.settle()
+    with clients.connect(live.service.uri) as k2, k2.stream("select * from market.trades") as rows:
+        assert len(rows.partitions_left) == 3
+        assert sorted(value for batch in rows for value in batch["trade_id"].to_pylist()) == list(range(now["n"]))
+        assert not rows.partitions_left
