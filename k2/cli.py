@@ -41,6 +41,7 @@ _LAZY = {
     "shell": "k2.shell.command:shell",
     "simulate": "k2.feeds:simulate",
     "tables": "k2.tables:tables",
+    "tail": "k2.tail:tail",
 }
 _EPILOG = (
     f"Exit codes: 0 done or stopped by a signal; {EXIT_FAILED} failed; {EXIT_WRONG_USE} wrong use or settings; "

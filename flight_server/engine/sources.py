@@ -176,11 +176,12 @@ _BY_ROW = (
     f"a subscription takes SELECT, FROM one table of {MARKET}, WHERE and functions of one row that give the same each "
     "time; ask the rest of a plain query"
 )
-#: Words after which a result is no longer made row by row out of one table's rows.
+#: Words after which a result is no longer made row by row out of one table's rows. Not IN: of a list it is a
+#: comparison, and a subquery behind it that reads a table is a second table.
 _NOT_BY_ROW = frozenset(
     """
     join group order limit offset distinct having qualify window over union intersect except sample tablesample with
-    unnest pivot unpivot recursive lateral asof positional values exists in any some all at describe show summarize
+    unnest pivot unpivot recursive lateral asof positional values exists any some all at describe show summarize
     """.split()  # noqa: SIM905  (reads better than thirty quoted strings)
 )
 

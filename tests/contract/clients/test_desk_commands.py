@@ -17,7 +17,9 @@ from common.errors import K2Error
 from k2.cli import cli
 from k2.server_options import Server
 from k2.shell.shell import Leave, Shell
+from tests.support.kafka import eventually
 from tests.support.live import Live
+from tests.support.processes import Process
 from tests.support.records import trade
 
 COUNT = 120
@@ -76,6 +78,32 @@ def test_a_query_from_standard_input_and_at_a_cut(live: Live) -> None:
     live.produce([trade(COUNT)])
     then = k2("query", "--uri", live.service.uri, "--format", "csv", "--at", cut, counted)
     assert then.stdout == f"n\n{COUNT}\n"
+
+
+def test_a_tail_ends_after_its_count_and_goes_on_from_a_cut(live: Live) -> None:
+    with clients.connect(live.service.uri) as connection:
+        connection.arrow("SELECT count(*) FROM market.trades")
+        cut = connection.cut
+    assert cut is not None
+    live.produce([trade(n, symbol="TAIL") for n in range(5_000, 5_003)])
+    done = k2("tail", "tail", "--uri", live.service.uri, "--from-cut", cut, "--count", "3")
+    assert done.exit_code == 0, done.output
+    assert [line.split()[1] for line in done.stdout.splitlines()] == ["TAIL"] * 3
+    wrong = k2("tail", "TAIL", "--sql", "SELECT 1", "--uri", live.service.uri)
+    assert "exclude each other" in str(wrong.exception)
+
+
+def test_a_tail_that_is_stopped_says_where_to_go_on(live: Live) -> None:
+    """Nothing comes when the signal does: the command waits for the wire, and ends all the same."""
+    tail = Process("tail", "STOP", "--uri", live.service.uri, env={})
+    try:
+        with clients.connect(live.service.uri) as connection:
+            running = "SELECT count(*) AS n FROM ops.statements WHERE text LIKE 'SUBSCRIBE%STOP%'"
+            eventually(lambda: connection.arrow(running)["n"][0].as_py() == 1, timeout_s=90, what="it follows")
+        assert tail.stop(60) == 0, tail.lines
+    finally:
+        tail.kill()
+    assert not [line for line in tail.lines if "Traceback" in line]
 
 
 def test_bars_are_drawn_as_candles(live: Live) -> None:
