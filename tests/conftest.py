@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import structlog
 
 from common.settings import TelemetrySettings
 from common.telemetry import configure_logging
@@ -17,6 +18,14 @@ _CAPTURES = Path(__file__).resolve().parent.parent.parent / "shared" / "data" / 
 def _quiet_logs() -> Iterator[None]:
     configure_logging(TelemetrySettings(log_level="error", log_format="json"), service="tests")
     yield
+
+
+@pytest.fixture(autouse=True)
+def _logs_stay_where_they_were() -> Iterator[None]:
+    """A command that ran in this process sent its logs to a stream that ends with its test."""
+    before = structlog.get_config()
+    yield
+    structlog.configure(**before)
 
 
 @pytest.fixture(scope="session")

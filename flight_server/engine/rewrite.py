@@ -21,7 +21,7 @@ import duckdb
 from common.errors import InvalidStatement, Unsupported
 from flight_server.engine.errors import translated
 from flight_server.engine.predicates import Comparison, comparisons_of
-from flight_server.engine.tokens import Token, qualified_name, tokens_of
+from flight_server.engine.tokens import Token, tokens_of
 
 #: How the names of K2's own table functions begin.
 _OWN = "k2_"
@@ -295,9 +295,8 @@ class _Reader:
         return _Place(ref, start, end, span, instead)
 
     def _function_place(self, node: Json, name: str) -> _Place:
-        begin = self._index_at.get(node.get("query_location", -1))
-        index = begin if begin is None else qualified_name(self._tokens, begin)[1] - 1
-        if begin is None or index is None or index < begin or self._tokens[index + 1].sign != "(":
+        index = self._index_at.get(node.get("query_location", -1))
+        if index is None or self._tokens[index].name is None or self._tokens[index + 1].sign != "(":
             raise InvalidStatement(f"the function {name} cannot be found in the text; write its name plainly")
         closing = self._closing(index + 1)
         children = node["function"].get("children", [])
@@ -306,7 +305,7 @@ class _Reader:
             raise InvalidStatement(f"the arguments of {name} cannot be told apart; write each one plainly")
         arguments = tuple(_argument(text, child) for text, child in zip(texts, children, strict=True))
         ref = FunctionRef(name, arguments, node.get("alias"))
-        return _Place(ref, self._tokens[begin].start, self._tokens[closing].start + 1, None, "")
+        return _Place(ref, self._tokens[index].start, self._tokens[closing].start + 1, None, "")
 
     def _arguments(self, opening: int, closing: int) -> list[str]:
         """What stands between the parentheses, taken apart at the commas that are in no others."""

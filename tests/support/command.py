@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import pytest
+import structlog
 
 from k2.cli import main
 
@@ -24,7 +25,7 @@ def command(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) 
     """A function that runs `k2` with these arguments and this environment, as its console script does."""
 
     def run(*arguments: str, **env: str) -> Done:
-        interval_s = sys.getswitchinterval()
+        interval_s, logs = sys.getswitchinterval(), structlog.get_config()
         with monkeypatch.context() as patch:
             patch.setattr(sys, "argv", ["k2", *arguments])
             for name, value in env.items():
@@ -36,6 +37,7 @@ def command(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) 
                 code = ended.code or 0
             finally:
                 sys.setswitchinterval(interval_s)
+                structlog.configure(**logs)  # before the stream that the command logs to is closed
         said = capfd.readouterr()
         assert isinstance(code, int)
         return Done(code, said.out, said.err)

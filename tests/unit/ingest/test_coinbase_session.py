@@ -131,7 +131,7 @@ def test_rest_tells_the_time_and_products() -> None:
         "base_increment": "0.00000001", "status": "online",
     }  # fmt: skip
     [info] = instruments_of(product)
-    assert info == ("BTC-USD", "BTC", "USD", Decimal("0.01"), Decimal("0.00000001"), "online")
+    assert info == ("BTC-USD", "BTC", "USD", Decimal("0.01"), Decimal("0.00000001"), "online", None)
     assert instrument_request(["BTC-USD"]).path == "/products/BTC-USD"
     assert rest_url_of("wss://ws-feed.exchange.coinbase.com") == "https://api.exchange.coinbase.com"
     with pytest.raises(FeedProtocolError):

@@ -70,7 +70,7 @@ def test_instruments_have_their_currencies_steps_and_status() -> None:
     infos = instruments_of(ask(rest, instrument_request(market.symbols)))
     assert infos == market.instruments()
     assert infos[1]._replace(status=None) == (
-        "ETHBTC", "ETH", "BTC", Decimal("0.00001"), Decimal("0.0001"), None,
+        "ETHBTC", "ETH", "BTC", Decimal("0.00001"), Decimal("0.0001"), None, None,
     )  # fmt: skip
     assert infos[0].status == "TRADING"
 

@@ -88,8 +88,8 @@ def test_calls_are_found_with_their_arguments(parser: duckdb.DuckDBPyConnection)
             "k2_changes",
             (
                 Argument("'ä'"),
-                Argument("?", parameter="1", has_parameter=True),
-                Argument("$2", "to_cut", "2", has_parameter=True),
+                Argument("?", parameter="1", has_parameter=True, parameters=("1",)),
+                Argument("$2", "to_cut", "2", has_parameter=True, parameters=("2",)),
             ),
         ),
         FunctionRef("k2_changes", (Argument("'a'"), Argument("[1, 2][1]"), Argument("f(b, ',')")), "c"),
