@@ -21,10 +21,12 @@ import duckdb
 from common.errors import InvalidStatement, Unsupported
 from flight_server.engine.errors import translated
 from flight_server.engine.predicates import Comparison, comparisons_of
-from flight_server.engine.tokens import Token, tokens_of
+from flight_server.engine.tokens import Token, qualified_name, tokens_of
 
 #: How the names of K2's own table functions begin.
 _OWN = "k2_"
+#: Where the functions beside those in k2_ may be said to be.
+_SCHEMAS = (("market",), ("k2", "market"))
 #: Table functions that read a table which their argument names.
 _READ_BY_NAME = frozenset({"query_table", "query"})
 #: The name of an argument, as in `to_cut => ...`.
@@ -295,8 +297,11 @@ class _Reader:
         return _Place(ref, start, end, span, instead)
 
     def _function_place(self, node: Json, name: str) -> _Place:
-        index = self._index_at.get(node.get("query_location", -1))
-        if index is None or self._tokens[index].name is None or self._tokens[index + 1].sign != "(":
+        begin = self._index_at.get(node.get("query_location", -1), -1)
+        names, behind = qualified_name(self._tokens, begin) if begin >= 0 else ((), 0)
+        schema, index = tuple(part.casefold() for part in names[:-1]), behind - 1
+        known = not schema or (name in self._functions and schema in _SCHEMAS)
+        if not names or not known or self._tokens[index + 1].sign != "(":
             raise InvalidStatement(f"the function {name} cannot be found in the text; write its name plainly")
         closing = self._closing(index + 1)
         children = node["function"].get("children", [])
@@ -305,7 +310,7 @@ class _Reader:
             raise InvalidStatement(f"the arguments of {name} cannot be told apart; write each one plainly")
         arguments = tuple(_argument(text, child) for text, child in zip(texts, children, strict=True))
         ref = FunctionRef(name, arguments, node.get("alias"))
-        return _Place(ref, self._tokens[index].start, self._tokens[closing].start + 1, None, "")
+        return _Place(ref, self._tokens[begin].start, self._tokens[closing].start + 1, None, "")
 
     def _arguments(self, opening: int, closing: int) -> list[str]:
         """What stands between the parentheses, taken apart at the commas that are in no others."""

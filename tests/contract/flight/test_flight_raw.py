@@ -35,8 +35,8 @@ COMMANDS: list[tuple[Message, pa.Schema | None, int | None]] = [
     (sql.CommandStatementQuery(query="select * from market.trades"), None, ROWS),
     (sql.CommandGetCatalogs(), catalog.CATALOGS, 1),
     (sql.CommandGetDbSchemas(), catalog.DB_SCHEMAS, 3),
-    (sql.CommandGetTables(), catalog.TABLES, 7),
-    (sql.CommandGetTables(include_schema=True), catalog.TABLES_WITH_SCHEMA, 7),
+    (sql.CommandGetTables(), catalog.TABLES, 8),
+    (sql.CommandGetTables(include_schema=True), catalog.TABLES_WITH_SCHEMA, 8),
     (sql.CommandGetTableTypes(), catalog.TABLE_TYPES, 4),
     (sql.CommandGetPrimaryKeys(table="trades"), catalog.PRIMARY_KEYS, 0),
     (sql.CommandGetExportedKeys(table="trades"), catalog.FOREIGN_KEYS, 0),
@@ -203,7 +203,7 @@ def test_a_lake_that_cannot_answer_exactly(client: flight.FlightClient, served: 
         with pytest.raises(flight.FlightUnavailableError, match="does not reach back"):
             fetch(client, sql.CommandStatementQuery(query="from market.trades"))
         assert fetch(client, sql.CommandStatementQuery(query="select 1 as a")).num_rows == 1
-        assert fetch(client, sql.CommandGetTables()).num_rows == 7
+        assert fetch(client, sql.CommandGetTables()).num_rows == 8
     finally:
         served.lake.gap = None
     assert fetch(client, sql.CommandStatementQuery(query="from market.trades")).num_rows == ROWS
