@@ -215,7 +215,8 @@ def test_a_research_table_is_written_and_read(store: Store) -> None:
     assert store.client.arrow(picked).to_pylist() == expected
     before = store.s3.count()
     assert store.client.arrow(picked).to_pylist() == expected
-    assert store.asked(before) == []
+    # The server may take up a snapshot of the bars meanwhile, and read its files.
+    assert [request for request in store.asked(before) if "/research/" in request.path] == []
     store.client.arrow("drop table research.picked")
 
 
