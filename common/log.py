@@ -201,6 +201,22 @@ class KafkaLog:
                 )
             pause.wait(0.02)
 
+    def made(self, names: Iterable[str], *, wait_s_max: float) -> dict[str, TopicInfo]:
+        """These topics, by name, once the broker shows each of them with its partitions. Raises BrokerError."""
+        wanted = list(names)
+        pattern = "^(" + "|".join(map(re.escape, wanted)) + ")$"
+
+        def found() -> dict[str, TopicInfo]:
+            topics = self.topics(pattern)
+            missing = [name for name in wanted if name not in topics or not topics[name].partitions]
+            if missing:
+                raise BrokerError(
+                    f"the broker {self._settings.bootstrap_servers} does not show the topic {missing[0]} that was made"
+                )
+            return topics
+
+        return retrying(first_wait_s=0.05, wait_s_max=1.0, give_up_after_s=wait_s_max)(found)
+
     def _listed(self) -> set[str]:
         with self._translated("list topics"):
             return set(self._admin.list_topics(timeout=self._timeout_s).topics)

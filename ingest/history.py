@@ -25,10 +25,9 @@ from common.clock import Clock, SystemClock
 from common.codec import Decoder
 from common.datasets import INSTRUMENTS, QUOTES, TRADES, Dataset, dataset_of_topic, dead_letter_topic
 from common.dead_letters import letter_id, read_letters
-from common.errors import BrokerError, EncodeError, FeedProtocolError, SettingsError
+from common.errors import EncodeError, FeedProtocolError, SettingsError
 from common.log import KafkaLog, KafkaLogReader, TopicInfo
 from common.registry import SchemaRegistry, open_registry
-from common.resilience import retrying
 from common.settings import IngestSettings, KafkaSettings
 from common.telemetry import new_correlation_id
 from common.whole_log import read_whole
@@ -241,18 +240,7 @@ class HistoryIngest:
         names = {d.name: d.topic(asset_class=ASSET_CLASS, exchange=EXCHANGE) for d in HISTORY_DATASETS}
         log = KafkaLog(self._kafka)
         log.ensure_topics([*names.values(), *map(dead_letter_topic, names.values())])
-        pattern = "^(" + "|".join(map(re.escape, names.values())) + ")$"
-
-        def found() -> dict[str, TopicInfo]:
-            topics = log.topics(pattern)
-            missing = [name for name in names.values() if name not in topics or not topics[name].partitions]
-            if missing:
-                raise BrokerError(
-                    f"the broker {self._kafka.bootstrap_servers} does not show the topic {missing[0]} that was made"
-                )
-            return topics
-
-        topics = retrying(first_wait_s=0.05, wait_s_max=1.0, give_up_after_s=_TOPICS_WAIT_S)(found)
+        topics = log.made(names.values(), wait_s_max=_TOPICS_WAIT_S)
         return {dataset: topics[name] for dataset, name in names.items()}
 
     def _read_log(self, registry: SchemaRegistry, topics: Mapping[str, TopicInfo], progress: Progress) -> None:

@@ -37,7 +37,6 @@ from common.degradation import Level
 from common.errors import BrokerError, EncodeError, FeedError, FeedProtocolError, K2Error, SettingsError
 from common.log import KafkaLog, TopicInfo
 from common.registry import SchemaRegistry, open_registry
-from common.resilience import retrying
 from common.settings import IngestSettings, KafkaSettings
 from common.telemetry import get_logger, new_correlation_id
 from ingest.backfill import Backfill
@@ -345,18 +344,7 @@ class IngestService:
         names = {d.name: d.topic(asset_class=session.asset_class, exchange=session.exchange) for d in used}
         log = KafkaLog(self._kafka)
         log.ensure_topics([*names.values(), *map(dead_letter_topic, names.values()), self._heartbeat_topic])
-        pattern = "^(" + "|".join(name.replace(".", r"\.") for name in names.values()) + ")$"
-
-        def found() -> dict[str, TopicInfo]:
-            topics = log.topics(pattern)
-            missing = [name for name in names.values() if name not in topics or not topics[name].partitions]
-            if missing:
-                raise BrokerError(
-                    f"the broker {self._kafka.bootstrap_servers} does not show the topic {missing[0]} that was made"
-                )
-            return topics
-
-        topics = retrying(first_wait_s=0.05, wait_s_max=1.0, give_up_after_s=_TOPICS_WAIT_S)(found)
+        topics = log.made(names.values(), wait_s_max=_TOPICS_WAIT_S)
         return {dataset: topics[name] for dataset, name in names.items()}
 
     def _caught_up(self, registry: SchemaRegistry, topics: Iterable[TopicInfo]) -> Checkpoint:
