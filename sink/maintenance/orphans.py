@@ -7,8 +7,9 @@ file may be old when the last snapshot that had it expires, and a query, a pinne
 may go on reading it for a while after that.
 
 What a run finds it notes in the folder `orphans` under the table's location, so that whoever runs next knows since
-when. A note that is lost, or that cannot be read, only makes its files wait anew. A run may be stopped or killed at any
-moment: the files that it has deleted were to go, the others stay noted.
+when. What a run with a shorter grace time noted, one with a longer one keeps. A note that is lost, or that cannot be
+read, only makes its files wait anew. A run may be stopped or killed at any moment: the files that it has deleted were
+to go, the others stay noted.
 """
 
 from __future__ import annotations
@@ -136,27 +137,33 @@ class _Search:
         self._references = References(self._store)
         self._listed = 0
         self._young = 0
+        #: Younger than this run's grace time, and noted by one with a shorter one.
+        self._younger: list[Orphan] = []
 
     def find(self) -> list[Orphan]:
         """What nothing refers to and is older than the grace time, with when that was noted."""
         self._references.add(self._table.iceberg_table, self._progress)
         self._progress.step("list files", None)
         found: list[StoredFile] = []
+        young: list[StoredFile] = []
         for batch in _batches(self._store.files(), _AT_ONCE):
             self._listed += len(batch)
             files = self._unreferred([file for file in batch if not self._notes.is_note(file)])
             old = [file for file in files if self._now_us - file.modified_us >= self.grace_us]
-            self._young += len(files) - len(old)
+            young += [file for file in files if self._now_us - file.modified_us < self.grace_us]
             found += old
             self._progress.advance(len(batch))
         # What was committed while the files were listed is referred to by now.
         self._table.reload()
         self._references.add(self._table.iceberg_table, self._progress)
         noted = self._notes.read()
+        self._young = len(young)
+        noted_young = self._unreferred([file for file in young if file.path in noted])
+        self._younger = [Orphan(file, noted[file.path]) for file in noted_young]
         return [Orphan(file, noted.get(file.path, self._now_us)) for file in self._unreferred(found)]
 
     def note(self, found: Sequence[Orphan]) -> None:
-        self._notes.write(found, self._now_us)
+        self._notes.write([*found, *self._younger], self._now_us)
 
     def report(self, found: Sequence[Orphan], due: Sequence[Orphan], dry_run: bool) -> OrphansReport:
         dues = [orphan.noted_us + self.grace_us for orphan in found if not orphan.is_due(self.grace_us, self._now_us)]

@@ -133,7 +133,7 @@ def store(s3: S3Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[St
 
 
 def without_bars(requests: list[Request]) -> list[Request]:
-    """What was not asked for bars: their snapshots come in their own time, and the server takes them up as they come."""
+    """What was not asked for bars: their snapshots come, and are taken up, in their own time."""
     return [request for request in requests if not request.path.startswith(f"/{BUCKET}/warehouse/market/bars_")]
 
 

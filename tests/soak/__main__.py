@@ -31,12 +31,14 @@ from tests.soak.asking import Answers, Asker
 from tests.soak.calibration import held_rate
 from tests.soak.parts import Parts, broker, kind_here
 from tests.soak.reports import drained, say, verified
-from tests.soak.sampling import Sample, Sampler
-from tests.soak.sweeping import Sweeper
+from tests.soak.sampling import Sample, Sampler, grown
+from tests.soak.sweeping import GRACE_S, Sweeper
 
 #: What is killed, by turns.
 VICTIMS = ("ingest", "sink-1", "serve", "maintain")
 _SAMPLES_SHOWN = 12
+#: After so many grace times something must have been deleted: a file waits for two of them.
+_GRACES_MAX = 5
 _COUNTS = (
     "SELECT symbol, count(*) AS trades, count(DISTINCT trade_id) AS ids, min(trade_id) AS first_id, "
     "max(trade_id) AS last_id FROM market.trades GROUP BY symbol ORDER BY symbol"
@@ -134,6 +136,9 @@ def _run(parts: Parts, seconds: float, kill_every_s: float) -> Outcome:
     samples, answers = sampler.end(), asker.end()
     sweeper.end()
     faults += sweeper.faults
+    if not sweeper.deleted and took_s > _GRACES_MAX * GRACE_S:
+        faults.append(f"no file was deleted by sweeps with a grace time of {GRACE_S} s")
+    faults += grown(samples)
     with clients.connect(parts.uri) as connection:
         counts = connection.arrow(_COUNTS).to_pylist()
     codes = {name: parts.stop(name) for name in ("maintain", *parts.sinks, "serve")}

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import statistics
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +17,11 @@ from common.errors import CatalogError
 from common.settings import LakeSettings
 from sink.maintenance.stats import stats
 from sink.maintenance.tables import open_tables
+
+#: What must not grow, by how much it may differ from a third of the run to the next, and how many samples make one.
+_BOUNDED = ("data_files", "files", "snapshots", "manifests", "metadata_nbytes")
+_GROWTH_MAX = 1.5
+_THIRD_MIN = 10
 
 
 @dataclass(frozen=True)
@@ -69,6 +75,26 @@ class Sampler(threading.Thread):
             metadata_nbytes=found.metadata_nbytes,
             rss_mb={name: rss for name, pid in self._pids().items() if (rss := _rss_mb(pid))},
         )
+
+
+def grown(samples: Sequence[Sample]) -> list[str]:
+    """What of the table grows with the time that it is written to, as sentences. Pure.
+
+    Of each figure the median of the last third may be half as large again as that of the second; the first third is
+    left to what the keeping of snapshots, and the grace time of files, let grow at first.
+    """
+    third = len(samples) // 3
+    if third < _THIRD_MIN:
+        return []
+    said = []
+    for name in _BOUNDED:
+        before, after = (
+            statistics.median(getattr(one, name) for one in part)
+            for part in (samples[third : 2 * third], samples[2 * third :])
+        )
+        if after > before * _GROWTH_MAX:
+            said.append(f"{name} grew from {before:,.0f} to {after:,.0f}, the medians of the second and the last third")
+    return said
 
 
 def _rss_mb(pid: int) -> int:

@@ -15,7 +15,7 @@ _EVERY_S = 20.0
 
 
 class Sweeper(threading.Thread):
-    """`deleted` files so far; `faults` are sweeps that failed for another reason than being refused."""
+    """`deleted` files so far; `faults` are sweeps that failed for another reason than a catalog that was busy."""
 
     def __init__(self, data_dir: Path) -> None:
         super().__init__(name="sweeper")

@@ -10,6 +10,7 @@ from tests.soak.asking import Answers, Quarter
 from tests.soak.exchange import RoundMarket
 from tests.soak.feed import more_held, wrong_counts
 from tests.soak.resources import Held, Reading, memory_of, slope_per_hour
+from tests.soak.sampling import Sample, grown
 
 OPENED, CLOSED = {"A": 3, "B": 1}, {"A": 9, "B": 4}
 
@@ -29,6 +30,20 @@ def test_each_answer_is_in_its_quarter() -> None:
     assert (second.answers, second.p99_ms) == (1, 5.0)
     assert third == Quarter(0, 0.0, 0.0, 0.0)
     assert (fourth.answers, fourth.max_ms) == (2, 9.0)
+
+
+def sample(at_s: float, files: int, data_files: int = 10) -> Sample:
+    return Sample(at_s, 0, data_files, files, snapshots=5, manifests=3, metadata_nbytes=9_000, rss_mb={})
+
+
+def test_files_that_grow_with_time_are_told() -> None:
+    [said] = grown([sample(at_s, 100 + 5 * at_s) for at_s in range(120)])
+    assert said == "files grew from 398 to 598, the medians of the second and the last third"
+
+
+def test_what_grows_at_first_or_for_a_moment_is_not() -> None:
+    assert grown([sample(at_s, min(200, 5 * at_s), 200 if at_s == 110 else 10) for at_s in range(120)]) == []
+    assert grown([sample(at_s, 100 * at_s) for at_s in range(20)]) == []  # too short to tell
 
 
 def test_counts_of_everything_that_was_sent_are_right() -> None:

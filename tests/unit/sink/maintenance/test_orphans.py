@@ -90,6 +90,19 @@ def test_a_young_file_is_not_even_noted(lake: LakeSettings) -> None:
     assert (report.files, report.files_young) == (0, 1)
 
 
+def test_what_a_run_with_a_shorter_grace_time_noted_stays_noted(lake: LakeSettings) -> None:
+    """`k2 maintain` sweeps with a day while somebody wants an hour."""
+    filled(lake, 1)
+    aged(lake)
+    lost = orphan(lake)
+    run(lake, WRITTEN_US + HOUR_US)
+    for delete in (True, False):
+        by_day = remove_orphans(trades(lake), now_us=WRITTEN_US + HOUR_US + 1, grace_s=24 * GRACE_S, delete=delete)
+        assert (by_day.files, by_day.files_young, by_day.files_deleted) == (0, 1, 0)
+    assert run(lake, WRITTEN_US + 2 * HOUR_US, delete=True).files_deleted == 1
+    assert not lost.exists()
+
+
 def test_a_dry_run_changes_nothing(lake: LakeSettings) -> None:
     filled(lake, 1)
     aged(lake)
