@@ -5,6 +5,9 @@ that the rows carry decide, and neither time nor the names of files: it holds wh
 whichever snapshots expired. That little is read for it is another matter: a file that was there when the table stood
 at `low` or before has no such row, so of the newest snapshot only those are read that came later; where that snapshot
 is not known any more, those whose statistics reach up to `low`.
+
+What came later may be a file that compaction made of a whole day. Files are therefore read a row group at a time, and
+of one without such rows no more than the positions: PyIceberg's scan reads two million rows ahead.
 """
 
 from __future__ import annotations
@@ -14,12 +17,15 @@ from functools import reduce
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 from pyiceberg.expressions import And, BooleanExpression, EqualTo, GreaterThanOrEqual, LessThan, Or
 from pyiceberg.io.pyarrow import ArrowScan
-from pyiceberg.manifest import ManifestContent
+from pyiceberg.manifest import DataFile, ManifestContent
 from pyiceberg.table import FileScanTask, Table
 from pyiceberg.table.snapshots import Snapshot, ancestors_of
 
+from common.errors import CatalogError
 from common.iceberg import summary_entry, translated
 from common.offsets import SUMMARY_KEY, PartitionOffsets, topic_short
 
@@ -27,6 +33,9 @@ from common.offsets import SUMMARY_KEY, PartitionOffsets, topic_short
 _IS: Any = EqualTo
 _AT_LEAST: Any = GreaterThanOrEqual
 _BELOW: Any = LessThan
+#: Where a row was in the log.
+_POSITION = ("_kafka_topic", "_kafka_partition", "_kafka_offset")
+_FIELD_ID = b"PARQUET:field_id"
 
 
 def rows_between(
@@ -44,7 +53,10 @@ def rows_between(
         tasks = scan.plan_files() if later is None else _tasks(table, snapshot, later)
         reader = ArrowScan(table.metadata, table.io, scan.projection(), wanted)
         for task in tasks:
-            yield from reader.to_record_batches([task])
+            if task.delete_files:  # another tool's; PyIceberg knows what they mean
+                yield from reader.to_record_batches([task])
+            else:
+                yield from _rows(table, task.file, low, high, columns)
 
 
 def _condition(low: PartitionOffsets, high: PartitionOffsets) -> BooleanExpression | None:
@@ -60,6 +72,50 @@ def _condition(low: PartitionOffsets, high: PartitionOffsets) -> BooleanExpressi
         if low.next_offset(partition) < until
     ]
     return reduce(Or, terms) if terms else None
+
+
+def _rows(
+    table: Table, data_file: DataFile, low: PartitionOffsets, high: PartitionOffsets, columns: Sequence[str]
+) -> Iterator[pa.RecordBatch]:
+    """The file's rows in [low, high), these columns of them by their field ids."""
+    with table.io.new_input(data_file.file_path).open() as stream:
+        file = pq.ParquetFile(stream, pre_buffer=True)
+        position, wanted = (_names(file.schema_arrow, table, chosen) for chosen in (_POSITION, columns))
+        for group in range(file.num_row_groups):
+            is_within = _within(file.read_row_group(group, position, use_threads=False).select(position), low, high)
+            if pc.any(is_within).as_py():
+                rows = file.read_row_group(group, wanted, use_threads=False).select(wanted).filter(is_within)
+                yield from rows.rename_columns(list(columns)).to_batches()
+
+
+def _names(schema: pa.Schema, table: Table, columns: Sequence[str]) -> list[str]:
+    """What columns of the table are called in a file of this schema. Raises CatalogError."""
+    names = {int((field.metadata or {}).get(_FIELD_ID, 0)): field.name for field in schema}
+    ids = {column: table.schema().find_field(column).field_id for column in columns}
+    if missing := [column for column, field_id in ids.items() if field_id not in names]:
+        raise CatalogError(
+            f"a data file does not say which of its columns are {', '.join(missing)}; K2 did not write it"
+        )
+    return [names[field_id] for field_id in ids.values()]
+
+
+def _within(position: pa.Table, low: PartitionOffsets, high: PartitionOffsets) -> pa.ChunkedArray:
+    """Which rows, of which these are topic, partition and offset, are in [low, high)."""
+    topic, number, offset = position.columns
+    terms = [
+        reduce(
+            pc.and_,
+            (
+                pc.equal(topic, topic_short(partition.topic_id)),
+                pc.equal(number, partition.partition),
+                pc.greater_equal(offset, low.next_offset(partition)),
+                pc.less(offset, until),
+            ),
+        )
+        for partition, until in high.items()
+        if low.next_offset(partition) < until
+    ]
+    return reduce(pc.or_, terms)
 
 
 def _later_than(table: Table, low: PartitionOffsets) -> frozenset[int] | None:

@@ -11,12 +11,19 @@ import pytest
 from k2.cli import cli
 
 #: What costs tens of megabytes and has no business in a process that feeds Kafka.
-_HEAVY = ("duckdb", "pyiceberg", "sqlalchemy", "adbc_driver_manager", "grpc", "pandas", "pyarrow.flight")
+_HEAVY = ("duckdb", "pyiceberg", "sqlalchemy", "adbc_driver_manager", "grpc", "pandas", "pyarrow.flight", "polars")
 
 
 @pytest.mark.parametrize("module", ["k2.cli", "k2.feeds"])
 def test_the_command_and_the_feeds_import_neither_lake_nor_server(module: str) -> None:
     script = f"import sys, {module}; print([name for name in {_HEAVY!r} if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_avro_is_decoded_without_polars() -> None:
+    """46 MB of each process; the package of the decoder would import it."""
+    script = "import sys, common.codec; print([name for name in ('polars', 'fsspec') if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
 

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import itertools
 from pathlib import Path
+from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from common.datasets import BARS
 from common.errors import CommitConflict, CommitStateUnknown
 from common.iceberg import open_catalog
 from common.settings import LakeSettings
+from sink import layout
 from sink.added_rows import rows_between
+from sink.bars import TRADE_COLUMNS
 from sink.bars_table import BarsTable, Change
 from sink.bars_worker import BarsPassed
 from tests.support.bars_bench import LATER_US, BarsBench, made
@@ -99,6 +104,31 @@ def test_only_files_that_came_later_are_read(bench: BarsBench) -> None:
         table.io.delete(path)
     rows = rows_between(table, half, bench.trades.committed_offsets(), ("trade_id",))
     assert sorted(i for batch in rows for i in batch["trade_id"].to_pylist()) == list(range(32, 40))
+
+
+def test_of_a_compacted_file_only_row_groups_with_new_rows_are_read(
+    bench: BarsBench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One at a time; of the others no more than where their rows were in the log."""
+    monkeypatch.setattr(layout, "GROUP_ROWS", 4)
+    for number in range(4):
+        bench.commit(day(number * 8))
+    most = bench.trades.committed_offsets()
+    bench.commit(day(32))
+    bench.compact()
+    read: list[tuple[int, bool]] = []
+
+    def noting(self: pq.ParquetFile, group: int, columns: list[str], **options: Any) -> pa.Table:
+        read.append((group, "trade_id" in columns))
+        return read_row_group(self, group, columns, **options)
+
+    read_row_group = pq.ParquetFile.read_row_group
+    monkeypatch.setattr(pq.ParquetFile, "read_row_group", noting)
+    rows = list(rows_between(bench.trades.iceberg_table, most, bench.trades.committed_offsets(), TRADE_COLUMNS))
+    assert all(tuple(batch.schema.names) == TRADE_COLUMNS for batch in rows)
+    assert sorted(i for batch in rows for i in batch["trade_id"].to_pylist()) == list(range(32, 40))
+    assert [group for group, whole in read if not whole] == list(range(10))
+    assert 2 <= len([group for group, whole in read if whole]) < 10
 
 
 def test_of_two_workers_one_lands(bench: BarsBench) -> None:
