@@ -91,6 +91,11 @@ class FileIndex:
         return len(self._paths)
 
     @property
+    def added_by(self) -> frozenset[int]:
+        """The ids of the snapshots that added the files."""
+        return frozenset(self._added_by.tolist())
+
+    @property
     def paths(self) -> tuple[str, ...]:
         """All files, in order of their names."""
         return tuple(sorted(self._paths))

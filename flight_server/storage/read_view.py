@@ -204,6 +204,18 @@ def remembered(snapshot: Snapshot, tail: Tail) -> Tail:
     )
 
 
+def lean(snapshot: Snapshot) -> Snapshot:
+    """The snapshot as it is remembered for long: without its index, and without the text that its files give again."""
+    relation = None if snapshot.files else snapshot.relation
+    return replace(snapshot, relation=relation, index=None, taken={}, grown_from=frozenset())
+
+
+def readable(snapshot: Snapshot) -> Snapshot:
+    """The snapshot with the relation that `lean` left out."""
+    is_lean = snapshot.files and snapshot.relation is None
+    return replace(snapshot, relation=read_files(snapshot.files)) if is_lean else snapshot
+
+
 def chosen_sql(
     snapshot: Snapshot,
     memory: Tail,

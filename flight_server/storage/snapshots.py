@@ -35,8 +35,6 @@ _FILES_MAX = 32
 #: The same in an object store, where `iceberg_scan` fetches metadata and manifest list (three requests) each time it is
 #: bound. Binding 1,000 names takes 13 to 16 ms (local files, two busy cores).
 _FILES_MAX_REMOTE = 1_000
-#: Snapshots whose offsets are remembered; those of the hot window are what they are needed for.
-_TAKEN_MAX = 50_000
 #: What DuckDB takes for a pattern in the name of a file.
 _PATTERN = re.compile(r"[*?\[]")
 
@@ -84,7 +82,8 @@ class IcebergSnapshots:
         self._catalog: Catalog | None = None
         #: Table -> manifest -> what it lists (None: not only plain files). A manifest never changes.
         self._listed: dict[str, dict[tuple[str, int], FileIndex | None]] = {}
-        #: Table -> snapshot that only appended -> the offsets it took in. They outlive their snapshots' expiry here.
+        #: Table -> snapshot that only appended, and added a file that is there -> the offsets it took in. They outlive
+        #: their snapshots' expiry here.
         self._taken: dict[str, dict[int, tuple[PartitionOffsets, PartitionOffsets]]] = {}
         #: Table -> its snapshot as it was found last: a snapshot never changes.
         self._found: dict[str, Snapshot] = {}
@@ -129,7 +128,7 @@ class IcebergSnapshots:
             index,
             {} if one_schema else {field.name: field.field_id for field in fields},
             _grown_from(table.metadata, current),
-            self._taken_in(table.metadata, dataset.table),
+            self._taken_in(table.metadata, index, dataset.table),
             self._settings.is_object_store,
             further_columns(fields, dataset),
         )
@@ -166,23 +165,20 @@ class IcebergSnapshots:
         listed = [found for found in now.values() if found is not None]
         return None if len(listed) < len(now) or not listed else FileIndex.joined(listed)
 
-    def _taken_in(self, metadata: Any, name: str) -> Mapping[int, tuple[PartitionOffsets, PartitionOffsets]]:
-        """The offsets that each snapshot took in which only appended, as far as they were ever seen here."""
-        known = dict(self._taken.get(name, {}))
-        for snapshot in metadata.snapshots:
-            if snapshot.snapshot_id in known or not _only_appends(snapshot):
-                continue
-            parent = snapshot.parent_snapshot_id
-            before = None if parent is None else metadata.snapshot_by_id(parent)
-            begin, end = (_own_offsets(one) for one in (before, snapshot))
-            if parent is None:
-                begin = PartitionOffsets()
-            if begin is not None and end is not None:
-                known[int(snapshot.snapshot_id)] = (begin, end)
-        while len(known) > _TAKEN_MAX:
-            del known[next(iter(known))]
-        self._taken[name] = known
-        return known
+    def _taken_in(
+        self, metadata: Any, index: FileIndex | None, name: str
+    ) -> Mapping[int, tuple[PartitionOffsets, PartitionOffsets]]:
+        """The offsets that the files' snapshots took in, of those that only appended, as far as they were seen here.
+
+        As many as there are files at most: what compaction has taken up is not asked for again.
+        """
+        if index is None:
+            return {}
+        known = self._taken.get(name, {})
+        snapshots = {snapshot.snapshot_id: snapshot for snapshot in metadata.snapshots}
+        found = {adder: known.get(adder) or _taken_by(adder, snapshots) for adder in index.added_by}
+        self._taken[name] = {adder: taken for adder, taken in found.items() if taken is not None}
+        return self._taken[name]
 
     def _location(self, dataset: Dataset) -> str | None:
         namespace, _, name = dataset.table.rpartition(".")
@@ -283,6 +279,17 @@ def _grown_from(metadata: Any, snapshot: Any) -> frozenset[int | None]:
         found.append(parent)
         current = None if parent is None else metadata.snapshot_by_id(parent)
     return frozenset(found)
+
+
+def _taken_by(snapshot_id: int, snapshots: Mapping[int, Any]) -> tuple[PartitionOffsets, PartitionOffsets] | None:
+    """The offsets that a snapshot took in; None when it did more than append, or nobody knows any more."""
+    snapshot = snapshots.get(snapshot_id)
+    if snapshot is None or not _only_appends(snapshot):
+        return None
+    parent = snapshot.parent_snapshot_id
+    begin = PartitionOffsets() if parent is None else _own_offsets(snapshots.get(parent))
+    end = _own_offsets(snapshot)
+    return None if begin is None or end is None else (begin, end)
 
 
 def _rows(snapshot: Any) -> int:

@@ -42,8 +42,10 @@ from flight_server.storage.read_view import (
     chosen_sql,
     cut_offsets,
     is_empty,
+    lean,
     merged_first,
     parts_sql,
+    readable,
     remembered,
     rows_beyond,
     view_sql,
@@ -52,8 +54,9 @@ from flight_server.storage.read_view import (
 #: How many of the latest publications' snapshots are remembered for `cut`: at two a second more than an hour, far
 #: beyond the longest statement.
 _GENERATIONS_KEPT = 10_000
-#: How many of them are remembered with the index of their files, which is large.
-_INDEXES_KEPT = 64
+#: How many of them are remembered with the index of their files, and how many files these may have together: an entry
+#: takes some 250 bytes. The newest one always has its index.
+_INDEXES_KEPT, _INDEXED_FILES_MAX = 64, 100_000
 #: More data files than these are left to the table's view, where they are read from Iceberg's manifests.
 _CHOSEN_FILES_MAX = 64
 #: The same in an object store, where the view of a large table fetches metadata and manifest list each time.
@@ -133,6 +136,10 @@ class Publisher:
         self._owner: dict[KafkaPartition, str] = {}
         self._generation = 0
         self._generations: dict[int, dict[str, Snapshot]] = {}
+        #: Generations whose snapshots have their indexes, and how many files are indexed anew in each; oldest first.
+        self._indexed: deque[tuple[int, int]] = deque()
+        #: By table, the snapshot that lost its index last, and what was left of it: publications share them.
+        self._lean: dict[str, tuple[Snapshot, Snapshot]] = {}
         #: By generation, each table's segments and from which offsets on they have all. Positions move within it.
         self._memory: dict[int, dict[str, Tail]] = {}
         #: The publication and positions that were asked for last, and what they mean.
@@ -264,7 +271,7 @@ class Publisher:
         )
         memory = replace(self._memory[generation][name], position=position)
         now = TableCut(snapshot.snapshot_id, cut_offsets(snapshot, position))
-        return now, snapshot, memory, self._tables[name].columns(snapshot)
+        return now, readable(snapshot), memory, self._tables[name].columns(snapshot)
 
     def select_where(self, seen: Seen, table: str, conditions: Sequence[Condition]) -> str | None:
         """The SELECT of all rows that meet the conditions, and of others, of the table, for a transaction that sees
@@ -665,7 +672,9 @@ class Publisher:
         self._generation = generation
         self._generations.pop(generation - _GENERATIONS_KEPT, None)
         self._memory.pop(generation - _GENERATIONS_KEPT, None)
-        self._forget_files(generation - _INDEXES_KEPT)
+        self._indexed.append((generation, sum(len(one.snapshot.index or ()) for one in tables.values())))
+        while len(self._indexed) > 1 and not self._within_indexed():
+            self._forget_files(self._indexed.popleft()[0])
         for name, tail in tails.items():
             table = self._tables[name]
             has_other_columns = table.snapshot.further != snapshots[name].further
@@ -694,15 +703,21 @@ class Publisher:
         trades = self._tables[TRADES.name]
         return cut_offsets(trades.snapshot, trades.tail.position)
 
+    def _within_indexed(self) -> bool:
+        return len(self._indexed) <= _INDEXES_KEPT and sum(files for _, files in self._indexed) <= _INDEXED_FILES_MAX
+
     def _forget_files(self, generation: int) -> None:
         if self._bars is not None:
             self._bars.forget(generation)
         snapshots = self._generations.get(generation)
         if snapshots is not None:
-            self._generations[generation] = {
-                name: replace(snapshot, index=None, taken={}, grown_from=frozenset())
-                for name, snapshot in snapshots.items()
-            }
+            self._generations[generation] = {name: self._leaned(name, snapshot) for name, snapshot in snapshots.items()}
+
+    def _leaned(self, name: str, snapshot: Snapshot) -> Snapshot:
+        known = self._lean.get(name)
+        if known is None or known[0] is not snapshot:
+            known = self._lean[name] = (snapshot, lean(snapshot))
+        return known[1]
 
     def _goes_on(self, table: _Table, segments: Sequence[Segment]) -> bool:
         """Whether the last segment takes further rows: it did until now and is not large yet."""

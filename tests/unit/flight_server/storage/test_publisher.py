@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +20,10 @@ from common.log import ConsumerBatch, TopicInfo
 from common.offsets import KafkaPartition, PartitionOffsets
 from common.registry import EmbeddedRegistry
 from common.settings import FlightSettings, LakeSettings
+from flight_server.storage import tail
 from flight_server.storage.database import Database
-from flight_server.storage.read_view import Snapshot, read_files
+from flight_server.storage.file_index import ADDED_BY, PATH, ROWS, Condition, FileIndex, lower, upper
+from flight_server.storage.read_view import Snapshot, TableCut, read_files
 from flight_server.storage.tail import Publisher
 from tests.support.fake_log import FakeLog, FakeReader
 from tests.support.records import trade
@@ -300,3 +303,63 @@ def test_a_cut_names_what_its_transaction_sees(server: Server) -> None:
     assert json.loads(before.to_text())["market.trades"]["snapshot"] is None
     assert cursor.execute("SELECT count(*) FROM market.trades").fetchone() == (2,)
     cursor.close()
+
+
+def test_publications_long_ago_share_what_is_left_of_their_snapshots(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An old one has no index and no text of its own, and what a transaction of then asks of it is as it was."""
+    monkeypatch.setattr(tail, "_INDEXES_KEPT", 2)
+    server.follow()
+    server.produce(1, 2, 3, 4)
+    server.settle()
+    server.adopt(indexed(*server.committed([1, 2], 1)))
+    cursor: Any = server.database.cursor()
+    cursor.execute("BEGIN")
+    seen = server.publisher.seen(cursor)
+    here = PartitionOffsets({server.partition(): 1})
+    select = server.publisher.changes(cursor, TRADES.table, TableCut(None, here), None)
+    beyond = [Condition("trade_id", ((100, 100),))]
+    assert server.publisher.select_where(seen, TRADES.table, beyond) is not None
+    # Three publications, none of which has another snapshot of the trades.
+    for number in range(3):
+        server.publisher.adopt({"elsewhere": Snapshot(number)})
+        server.publisher._publish({})
+    old = [snapshots[TRADES.name] for snapshots in server.publisher._generations.values()]
+    lean = [snapshot for snapshot in old if snapshot.files and snapshot.index is None]
+    assert len(lean) > 1 and all(snapshot is lean[0] for snapshot in lean)
+    assert lean[0].relation is None and lean[0].taken == {}
+    assert server.publisher.select_where(seen, TRADES.table, beyond) is None
+    assert server.publisher.changes(cursor, TRADES.table, TableCut(None, here), None) == select
+    assert server.publisher.snapshots()[TRADES.name].index is not None
+    cursor.close()
+
+
+def test_indexes_of_many_files_are_remembered_for_fewer_publications(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tail, "_INDEXED_FILES_MAX", 3)
+    server.follow()
+    server.produce(*range(1, 7))
+    server.settle()
+    for number in range(1, 7):
+        server.adopt(indexed(*server.committed(list(range(1, number + 1)), number)))
+    with_index = [
+        snapshots[TRADES.name].snapshot_id
+        for snapshots in server.publisher._generations.values()
+        if snapshots[TRADES.name].index is not None
+    ]
+    assert with_index == [4, 5, 6]
+
+
+def indexed(snapshot: Snapshot, path: Path) -> Snapshot:
+    """The snapshot of one file, with what the catalog's reader finds of it."""
+    files = {
+        PATH: [str(path)],
+        ADDED_BY: [snapshot.snapshot_id],
+        ROWS: [1],
+        lower("trade_id"): [1],
+        upper("trade_id"): [9],
+    }
+    taken = {1: (PartitionOffsets(), snapshot.offsets)}
+    return replace(snapshot, files=(str(path),), index=FileIndex.of(pa.table(files)), taken=taken)

@@ -17,10 +17,13 @@ from common.settings import FlightSettings, LakeSettings
 from flight_server.storage.database import Database
 from flight_server.storage.manifests import ManifestReader
 from flight_server.storage.snapshots import _FILES_MAX, IcebergSnapshots
+from sink.maintenance.compaction import CompactionPolicy, compact
+from sink.maintenance.expiry import ExpiryPolicy, expire_snapshots
 from sink.table import IcebergTable
 from tests.support.fake_lake import trades
 
 PARTITION = KafkaPartition("cluster", "topic-id-abcdefgh", 0)
+LATER_US = 4_000_000_000_000_000
 
 
 class Written:
@@ -29,7 +32,7 @@ class Written:
     def __init__(self, folder: Path) -> None:
         self.lake = LakeSettings(data_dir=folder)
         self.lake.prepare()
-        self._table = IcebergTable.open(self.lake, TRADES)
+        self.table = IcebergTable.open(self.lake, TRADES)
         self.commits = 0
 
     def commit(self, count: int = 1) -> None:
@@ -37,7 +40,7 @@ class Written:
             start = self.commits * 10
             base = PartitionOffsets({PARTITION: start} if start else {})
             rows: pa.Table = trades(range(start, start + 10))
-            self._table.append(rows, base, PartitionOffsets({PARTITION: start + 10}), f"commit-{self.commits}")
+            self.table.append(rows, base, PartitionOffsets({PARTITION: start + 10}), f"commit-{self.commits}")
             self.commits += 1
 
 
@@ -96,6 +99,28 @@ def test_a_table_whose_schema_has_changed_is_left_to_iceberg_scan(
     found = snapshots.newest(TRADES)
     assert "iceberg_scan" in str(found.relation) and "venue_note" in found.columns
     assert set(rows(database, found.relation)[0]) == set(found.columns)
+
+
+def test_of_files_that_are_there_it_is_remembered_which_offsets_came_with_them(
+    written: Written, snapshots: IcebergSnapshots
+) -> None:
+    """Also when their snapshots have expired; and of files that compaction took up nothing is remembered."""
+    written.commit(3)
+    three = snapshots.newest(TRADES).taken
+    assert sorted((begin.next_offset(PARTITION), end.next_offset(PARTITION)) for begin, end in three.values()) == [
+        (0, 10),
+        (10, 20),
+        (20, 30),
+    ]
+    assert expire_snapshots(written.table, ExpiryPolicy(1, 0), LATER_US) == 2
+    written.table.reload()
+    written.commit()
+    four = snapshots.newest(TRADES).taken
+    assert three.items() < four.items() and len(four) == 4
+    compact(written.table, CompactionPolicy(), LATER_US)
+    assert snapshots.newest(TRADES).taken == {}
+    written.commit()
+    assert len(snapshots.newest(TRADES).taken) == 1
 
 
 def ids(database: Database, relation: Any) -> list[int]:
