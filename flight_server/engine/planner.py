@@ -27,6 +27,7 @@ from flight_server.engine.parameters import asked_for
 from flight_server.engine.session_options import CATALOG, MARKET, RESEARCH, search_path
 from flight_server.engine.shapes import described, without_dictionaries
 from flight_server.engine.statements import CUT, Statement, StatementKind, parse
+from flight_server.storage.database import DISABLED_OPTIMIZERS
 from flight_server.storage.macros import MACROS
 
 Values = Sequence[object] | Mapping[str, object]
@@ -51,6 +52,7 @@ class Planner:
         self.table_functions: Set[str] = _table_functions(lake_cursor)
         self._root = duckdb.connect(":memory:", config={"threads": 1, "memory_limit": _MEMORY_LIMIT})
         self._root.execute("SET GLOBAL TimeZone = 'UTC'")
+        self._root.execute(f"SET GLOBAL disabled_optimizers = '{DISABLED_OPTIMIZERS}'")
         for name in sorted({CATALOG, *(table[0] for table in tables)} - {"memory"}):
             self._root.execute(f"ATTACH ':memory:' AS {_quoted(name)}")
         for schema in (MARKET, RESEARCH):

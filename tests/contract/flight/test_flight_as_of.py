@@ -103,6 +103,24 @@ def test_a_ticket_gives_the_announced_rows_however_often_and_late_it_is_read(liv
     assert client.flight.do_get(late.endpoints[0].ticket).read_all().to_pylist() == [before]
 
 
+def test_the_newest_row_of_each_group_at_a_cut(live: Live, client: Client) -> None:
+    """DuckDB's own way of making these loses the condition of the cut, or fails inside (decision 0002)."""
+    then = live.grow(10)
+    cut = cut_of(client.info(COUNT)).replace("'", "''")
+    live.grow(10)
+    at = f"market.trades at (version => '{cut}')"
+    for columns in ("symbol, trade_id", "symbol, trade_id, asset_class", "*"):
+        found = client.rows(
+            f"select {columns} from {at} qualify row_number() over (partition by symbol order by event_time desc) = 1"
+        )
+        assert [row["trade_id"] for row in found] == [then["last"]], columns
+    newest = (
+        f"select symbol, trade_id, asset_class from market.trades where source = 'stream' "
+        f"and trade_id < {then['last']} qualify row_number() over (partition by symbol order by event_time desc) = 1"
+    )
+    assert [row["trade_id"] for row in client.rows(newest)] == [then["last"] - 1]
+
+
 def test_a_wrong_option_is_not_taken(client: Client) -> None:
     assert client.set(k2__as_of="the day before") == {"k2.as_of": 2}
     assert client.options()["k2.as_of"] == ""
