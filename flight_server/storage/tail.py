@@ -192,10 +192,11 @@ class Publisher:
         partitions = {number: partition for partition, number in list(self._numbers.items())}
         if not positions.keys() <= partitions.keys():
             return frozenset()
-        reached: dict[str, dict[KafkaPartition, int]] = {name: {} for name in self._tables}
+        memory = self._memory[generation]
+        # Not of every table that there is: one may be newer than what is seen.
+        reached: dict[str, dict[KafkaPartition, int]] = {name: {} for name in memory}
         for number, position in positions.items():
             reached[self._owner[partitions[number]]][partitions[number]] = position
-        memory = self._memory[generation]
         return frozenset(
             self._tables[name].dataset.table for name, there in reached.items() if is_empty(memory[name], there)
         )

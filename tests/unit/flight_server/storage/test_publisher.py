@@ -8,13 +8,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import duckdb
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from common.clock import ManualClock
 from common.codec import Decoder, Encoder
-from common.datasets import TRADES
+from common.datasets import SHED, TRADES
 from common.errors import BrokerError, LogTruncated, TailGap, Unavailable
 from common.log import ConsumerBatch, TopicInfo
 from common.offsets import KafkaPartition, PartitionOffsets
@@ -286,6 +287,69 @@ def test_a_snapshot_that_says_it_is_further_than_the_log_ends_is_refused(server:
     with pytest.raises(LogTruncated):
         server.publisher.poll(0.0)
     assert isinstance(server.publisher.gap, TailGap)
+
+
+def shown(server: Server) -> tuple[list[int], str]:
+    """The rows and the cut that go with them, whatever `gap` says."""
+    cursor = server.database.cursor()
+    cursor.execute("BEGIN")
+    cut = server.publisher.cut(cursor).to_text()
+    cursor.close()
+    return server.ids(), cut
+
+
+@pytest.mark.parametrize("statement", ["create_segment", "insert", "drop_segment", "replace_view", "set_positions"])
+@pytest.mark.parametrize("after", [False, True], ids=["before it", "behind it"])
+def test_a_publication_that_fails_at_a_statement_shows_nothing_of_itself(
+    server: Server, monkeypatch: pytest.MonkeyPatch, statement: str, after: bool
+) -> None:
+    """Rows, positions and views are one state, or the one before; and the next publications go on from there."""
+    server.follow()
+    server.produce(1, 2, 3)
+    server.settle()
+    reader = server.database.cursor()
+    reader.execute("BEGIN")
+    pinned = server.publisher.cut(reader)
+    does = getattr(Database, statement)
+    failed = []
+
+    def failing(self: Database, *args: Any) -> Any:
+        done = does(self, *args) if after else None
+        if not failed:
+            failed.append(statement)
+            raise duckdb.OutOfMemoryException("no memory")
+        return done if after else does(self, *args)
+
+    monkeypatch.setattr(Database, statement, failing)
+    server.produce(4, 5)
+    newer, _ = server.committed([1, 2, 3, 4, 5], 1)
+    for step in (server.publisher.poll, lambda _: server.adopt(newer), server.publisher.poll):
+        before = shown(server)
+        try:
+            step(0.0)
+        except Unavailable:
+            assert shown(server) == before
+    assert failed, "nothing failed"
+    server.adopt(newer)
+    server.settle()
+    assert server.ids() == [1, 2, 3, 4, 5]
+    assert reader.execute("SELECT count(*) FROM market.trades").fetchall() == [(3,)]
+    assert server.publisher.cut(reader) == pinned
+
+
+def test_a_transaction_that_is_older_than_a_table_goes_on_as_it_was(server: Server) -> None:
+    server.follow()
+    server.produce(1, 2)
+    server.settle()
+    reader = server.database.cursor()
+    before = server.publisher.begin(reader)
+    server.produce(3)
+    server.settle()  # and so what was asked last is not remembered
+    assert server.publisher.seen(server.database.cursor()) != before
+    server.publisher.add(SHED, Snapshot())
+    assert server.publisher.seen(reader) == before
+    assert server.publisher.cut(reader).to_text() == before.cut
+    assert reader.execute("SELECT count(*) FROM market.trades").fetchall() == [(2,)]
 
 
 def test_a_cut_names_what_its_transaction_sees(server: Server) -> None:
