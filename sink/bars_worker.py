@@ -10,9 +10,10 @@ bar, and trades that leave their table by retention stay in theirs.
 from __future__ import annotations
 
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from enum import Enum
+from typing import Protocol
 
 import pyarrow as pa
 
@@ -21,10 +22,8 @@ from common.errors import CatalogError, CommitConflict, CommitStateUnknown
 from common.offsets import PartitionOffsets, offsets_between, slice_end
 from common.schemas.arrow import table_schema
 from common.telemetry import get_logger
-from sink.added_rows import rows_between
 from sink.bars import TRADE_COLUMNS, bars_of, merged
 from sink.bars_table import BarsTable
-from sink.table import IcebergTable
 
 _log = get_logger("sink")
 
@@ -43,6 +42,15 @@ class BarsPassed(Enum):
     READ = "trades read and made into bars"
     FILES_WRITTEN = "data files of one table written"
     COMMITTED = "snapshot of one table committed"
+
+
+class Trades(Protocol):
+    """What a worker needs of the trades; `sink.table.IcebergTable` is the real one."""
+
+    def committed_offsets(self) -> PartitionOffsets: ...
+    def rows_between(
+        self, low: PartitionOffsets, high: PartitionOffsets, columns: Sequence[str]
+    ) -> Iterator[pa.RecordBatch]: ...
 
 
 @dataclass(frozen=True)
@@ -66,7 +74,7 @@ class BarsWorker:
 
     def __init__(
         self,
-        trades: IcebergTable,
+        trades: Trades,
         tables: Sequence[BarsTable],
         clock: Clock,
         *,
@@ -125,7 +133,7 @@ class BarsWorker:
         """The bars of the trades between both."""
         found: list[pa.Table] = []
         batches: list[pa.RecordBatch] = []
-        for batch in rows_between(self._trades.iceberg_table, base, to, TRADE_COLUMNS):
+        for batch in self._trades.rows_between(base, to, TRADE_COLUMNS):
             batches.append(batch)
             if sum(each.num_rows for each in batches) >= _TRADES_AT_ONCE:
                 found.append(bars_of(_together(batches), width_us))

@@ -54,6 +54,7 @@ from common.iceberg import (
 from common.offsets import COMMIT_ID_KEY, SUMMARY_KEY, PartitionOffsets
 from common.schemas.arrow import further_fields, table_schema
 from common.settings import LakeSettings
+from sink.added_rows import rows_between
 from sink.evolution import with_columns
 from sink.layout import GROUP_ROWS, DataFileWriter, by_partition, in_order, partition_spec, sort_columns
 from sink.recovery.lost import refuse_where_one_was
@@ -263,6 +264,12 @@ class IcebergTable:
         rows = AlwaysTrue() if exchange is None else _IS("exchange", exchange)
         with translated(f"scan the table {self.name}"):
             yield from self._table.scan(rows, selected_fields=columns).to_arrow_batch_reader()
+
+    def rows_between(
+        self, low: PartitionOffsets, high: PartitionOffsets, columns: Sequence[str]
+    ) -> Iterator[pa.RecordBatch]:
+        """What the newest loaded snapshot took in between these positions; see sink.added_rows."""
+        return rows_between(self._table, low, high, columns)
 
     def _add_columns(self, wanted: pa.Schema) -> None:
         """The table on disk must have the columns, by field id, that this version writes."""

@@ -1,4 +1,7 @@
-"""A Kafka log in memory that keeps the contract of common.log: topic ids, holes in offsets, readers with positions."""
+"""A Kafka log in memory that keeps the contract of common.log: topic ids, holes in offsets, readers with positions.
+
+Readers see committed records only: nothing at or behind the first record of a transaction that is open.
+"""
 
 from __future__ import annotations
 
@@ -13,11 +16,18 @@ from sink.consumer import Sources
 
 @dataclass
 class _Partition:
-    """Records by offset, in order; `end` may lie behind the last one (a control record, an aborted transaction)."""
+    """Records by offset, in order; `end` may lie behind the last one (a control record, an aborted transaction).
+    `open` are the offsets of the records of each transaction that is neither committed nor aborted."""
 
     records: dict[int, bytes | None] = field(default_factory=dict)
     start: int = 0
     end: int = 0
+    open: dict[str, list[int]] = field(default_factory=dict)
+
+    @property
+    def stable(self) -> int:
+        """Kafka's last stable offset: how far readers of committed records come, and what they take for the end."""
+        return min((offsets[0] for offsets in self.open.values()), default=self.end)
 
 
 class FakeLog:
@@ -52,12 +62,27 @@ class FakeLog:
     def delete(self, topic: str) -> None:
         del self._topics[topic]
 
-    def append(self, topic: str, value: bytes | None, partition: int = 0) -> int:
-        """Add a record; returns its offset."""
+    def append(self, topic: str, value: bytes | None, partition: int = 0, *, transaction: str | None = None) -> int:
+        """Add a record, to a transaction of this name if one is given; returns its offset."""
         log = self._partition(topic, partition)
         log.records[log.end] = value
+        if transaction is not None:
+            log.open.setdefault(transaction, []).append(log.end)
         log.end += 1
         return log.end - 1
+
+    def end_transaction(self, transaction: str, *, commit: bool) -> None:
+        """Commit it, or abort it, as its producer does, or a successor that fences it, or the broker after a time.
+
+        A marker takes an offset of each partition that it wrote to; aborted records keep theirs, and nobody sees them.
+        """
+        for log in self._partitions.values():
+            offsets = log.open.pop(transaction, None)
+            if offsets is None:
+                continue
+            log.end += 1
+            for offset in () if commit else offsets:
+                log.records.pop(offset, None)
 
     def hole(self, topic: str, partition: int = 0, width: int = 1) -> None:
         """Offsets without records, as a transaction's marker or an aborted transaction leaves them."""
@@ -77,7 +102,7 @@ class FakeLog:
         return PartitionOffsets({partition: log.start for partition, log in self._live().items()})
 
     def end_offsets(self) -> PartitionOffsets:
-        return PartitionOffsets({partition: log.end for partition, log in self._live().items()})
+        return PartitionOffsets({partition: log.stable for partition, log in self._live().items()})
 
     def reader(self) -> FakeReader:
         return FakeReader(self)
@@ -130,7 +155,7 @@ class FakeReader:
 
     def at_end(self) -> bool:
         try:
-            return all(self._next[partition] >= self._fetched(partition).end for partition in self._next)
+            return all(self._next[partition] >= self._fetched(partition).stable for partition in self._next)
         except BrokerError:
             return False
 
@@ -141,7 +166,8 @@ class FakeReader:
         log = self._fetched(partition)
         if not log.start <= self._next[partition] <= log.end:
             raise LogTruncated(f"{partition} no longer holds offset {self._next[partition]}")
-        offsets = [offset for offset in log.records if offset >= self._next[partition]][:count]
+        visible = [offset for offset in log.records if self._next[partition] <= offset < log.stable]
+        offsets = visible[:count]
         if offsets:
             topic = self._names[partition.topic_id]
             batch = found.setdefault(topic, ConsumerBatch(topic, partition.cluster_id, partition.topic_id, [], [], []))
@@ -149,8 +175,8 @@ class FakeReader:
             batch.offsets.extend(offsets)
             batch.values.extend(log.records[offset] for offset in offsets)
             self._next[partition] = offsets[-1] + 1
-        if not any(offset >= self._next[partition] for offset in log.records):
-            self._next[partition] = log.end
+        if len(offsets) == len(visible):
+            self._next[partition] = max(self._next[partition], log.stable)
         return len(offsets)
 
     def _fetched(self, partition: KafkaPartition) -> _Partition:

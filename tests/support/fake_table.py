@@ -11,6 +11,7 @@ import pyarrow as pa
 
 from common.errors import CatalogError, CommitConflict, CommitStateUnknown, K2Error
 from common.offsets import PartitionOffsets
+from common.schemas.arrow import further_fields
 
 
 class Fault(Enum):
@@ -32,6 +33,8 @@ class FakeSnapshot:
     parent_id: int | None = None
     #: Iceberg's word for what it did to the rows: append, replace (the layout alone) or overwrite (anything).
     operation: str = "append"
+    #: The columns that the table had beyond those of its dataset, as the writer of this snapshot knew it.
+    further: tuple[pa.Field, ...] = ()
 
 
 class FakeStore:
@@ -42,7 +45,11 @@ class FakeStore:
     of the metadata location has it.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, schema: pa.Schema | None = None) -> None:
+        """`schema` are the columns that the table is made with; None: those of its first file."""
+        self._schema = schema
+        #: Columns that the table got since (sink.evolution): a change of metadata alone, which makes no version.
+        self.further: tuple[pa.Field, ...] = ()
         self.snapshots: list[FakeSnapshot] = []
         self.files: dict[int, pa.Table] = {}
         self.faults: deque[Fault] = deque()
@@ -91,10 +98,13 @@ class FakeStore:
         offsets: PartitionOffsets | None,
         commit_id: str | None = None,
         operation: str = "append",
+        further: tuple[pa.Field, ...] | None = None,
     ) -> FakeSnapshot:
-        """A snapshot of these files on the current one. Without offsets of its own it holds what that one does."""
+        """A snapshot of these files on the current one. Without offsets of its own it holds what that one does.
+        `further` are the columns that its writer knew beyond the dataset's; None: all that there are."""
         self._snapshots_made += 1
-        made = FakeSnapshot(self._snapshots_made, offsets, commit_id, tuple(files), self._current_id, operation)
+        known = self.further if further is None else further
+        made = FakeSnapshot(self._snapshots_made, offsets, commit_id, tuple(files), self._current_id, operation, known)
         holds = self._holds.get(self._current_id, PartitionOffsets()) if self._current_id else PartitionOffsets()
         self._holds[made.snapshot_id] = holds if offsets is None else offsets
         self.added_by = dict.fromkeys(files, made.snapshot_id) | self.added_by
@@ -104,7 +114,10 @@ class FakeStore:
         return made
 
     def put(self, rows: pa.Table) -> int:
-        """A new data file; nothing refers to it yet."""
+        """A new data file; nothing refers to it yet. Columns that the table lacks are added to it first."""
+        if self._schema is None:
+            self._schema = rows.schema
+        self.further += tuple(further_fields(pa.schema([*self._schema, *self.further]), rows.schema))
         self._files_written += 1
         self.files[self._files_written] = rows
         return self._files_written
@@ -116,7 +129,7 @@ class FakeStore:
     def compact(self, numbers: Sequence[int], *, carried: bool, operation: str = "replace") -> None:
         """These files of the current snapshot become one; `carried`: with the entry of the offsets, as K2 does it."""
         assert self.current is not None
-        made = self.put(pa.concat_tables([self.files[number] for number in numbers]))
+        made = self.put(pa.concat_tables([self.files[number] for number in numbers], promote_options="default"))
         files = [number for number in self.current.files if number not in numbers]
         self.add((*files, made), self.offsets if carried else None, operation=operation)
 
@@ -163,7 +176,9 @@ class FakeTable:
         self._store = store
         self._reload()
 
-    name = "market.fake"
+    @property
+    def name(self) -> str:
+        return "market.fake"
 
     @property
     def snapshot_id(self) -> int | None:
@@ -177,18 +192,24 @@ class FakeTable:
         return self._store.offsets
 
     def write(self, rows: pa.Table) -> int:
-        return self._store.put(rows)
+        made = self._store.put(rows)
+        if len(rows.schema) > len(self._store._schema or ()):
+            self._further = self._store.further
+        return made
 
     def commit(
         self,
-        files: int,
+        files: int | Sequence[int],
         base: PartitionOffsets,
         to: PartitionOffsets,
         commit_id: str,
         *,
+        replacing: Sequence[int] = (),
         manifests_written: Callable[[], None] = lambda: None,
     ) -> int:
-        store, version = self._store, self._version
+        store = self._store
+        added = (files,) if isinstance(files, int) else tuple(files)
+        landing = _Landing(self._version, added, tuple(replacing), base, to, commit_id, self._further)
         manifests_written()
         fault = store.faults.popleft() if store.faults and store.faults[0] is not Fault.CATALOG_DOWN else None
         if fault is Fault.CONFLICT:
@@ -196,9 +217,9 @@ class FakeTable:
         if fault is Fault.LOST_BEFORE:
             raise CommitStateUnknown("the request was lost")
         if fault is Fault.LATE:
-            store._late.append(lambda: self._land(version, files, base, to, commit_id))
+            store._late.append(lambda: landing.on(store))
             raise CommitStateUnknown("no answer yet")
-        if not self._land(version, files, base, to, commit_id):
+        if not landing.on(store):
             raise CommitConflict("another writer was first")
         if fault is Fault.LOST_AFTER:
             raise CommitStateUnknown("the answer was lost")
@@ -210,20 +231,39 @@ class FakeTable:
         self._reload()
         return any(snapshot.commit_id == commit_id for snapshot in self._store.ancestors())
 
-    def discard(self, files: int) -> None:
-        self._store.files.pop(files, None)
+    def discard(self, files: int | Sequence[int]) -> None:
+        for number in (files,) if isinstance(files, int) else files:
+            self._store.files.pop(number, None)
 
     def _reload(self) -> None:
+        current = self._store.current
         self._version = self._store.version
-        self._snapshot_id = None if self._store.current is None else self._store.current.snapshot_id
+        self._snapshot_id = None if current is None else current.snapshot_id
+        self._files = () if current is None else current.files
+        self._further = self._store.further
 
-    def _land(self, version: int, files: int, base: PartitionOffsets, to: PartitionOffsets, commit_id: str) -> bool:
-        store = self._store
-        if store.version != version:
+
+@dataclass(frozen=True)
+class _Landing:
+    """One commit, as its writer made it, on its way to the catalog."""
+
+    version: int
+    files: tuple[int, ...]
+    replacing: tuple[int, ...]
+    base: PartitionOffsets
+    to: PartitionOffsets
+    commit_id: str
+    further: tuple[pa.Field, ...]
+
+    def on(self, store: FakeStore) -> bool:
+        """Whether it landed."""
+        if store.version != self.version:
             return False
         stands = store.offsets
-        if any(stands.next_offset(p) != base.next_offset(p) for p in to):
+        if any(stands.next_offset(p) != self.base.next_offset(p) for p in self.to):
             return False
         before = () if store.current is None else store.current.files
-        store.add((*before, files), stands.advanced(to), commit_id)
+        kept = [number for number in before if number not in self.replacing]
+        operation = "overwrite" if self.replacing else "append"
+        store.add((*kept, *self.files), stands.advanced(self.to), self.commit_id, operation, self.further)
         return True

@@ -281,6 +281,25 @@ def test_holes_in_the_offsets_are_passed(bench: SinkBench, store: FakeStore) -> 
     assert ids(store) == list(range(6))
 
 
+@pytest.mark.parametrize("commit", [True, False], ids=["committed", "aborted"])
+def test_of_an_open_transaction_nothing_lands_nor_of_what_lies_behind_it(
+    bench: SinkBench, store: FakeStore, commit: bool
+) -> None:
+    """Whoever wrote that. Once it has ended, the sink goes on, over the marker and over aborted records."""
+    bench.log.create(TOPIC)
+    fill(bench.log, 0, 2)
+    bench.log.append(TOPIC, ENCODER.encode(trade(9)), transaction="of a dead ingest")
+    fill(bench.log, 2, 3)
+    worker = bench.worker()
+    bench.run(worker)
+    assert ids(store) == [0, 1]
+    assert sum(bench.committed().values()) == 2
+    bench.log.end_transaction("of a dead ingest", commit=commit)
+    bench.run(worker)
+    assert ids(store) == [0, 1, 2, 3, 4, *([9] if commit else [])]
+    assert bench.committed() == bench.log.end_offsets()
+
+
 def test_a_log_whose_first_records_are_gone_is_read_from_where_it_begins_and_the_table_says_so(
     bench: SinkBench, store: FakeStore
 ) -> None:

@@ -6,15 +6,18 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
 
 from common.datasets import TRADES
 from common.errors import CommitConflict
 from common.offsets import KafkaPartition, PartitionOffsets
+from common.schemas.arrow import FIELD_ID_KEY, table_schema
 from common.settings import LakeSettings
 from sink.table import IcebergTable
 from tests.support.fake_table import FakeStore, FakeTable
 from tests.support.records import table_rows, trade
+from tests.support.versions import ADDED, ADDED_ID
 
 P0 = KafkaPartition("cluster", "topic-id-1", 0)
 P1 = KafkaPartition("cluster", "topic-id-1", 1)
@@ -25,7 +28,8 @@ Open = Callable[[], Any]
 @pytest.fixture(params=["iceberg", "fake"])
 def open_table(request: pytest.FixtureRequest, tmp_path: Path) -> Open:
     """Makes writers' handles on one and the same table."""
-    store, lake = FakeStore(), LakeSettings.load(data_dir=tmp_path)
+    lake = LakeSettings.load(data_dir=tmp_path)
+    store = FakeStore(table_schema("trade"))
     handles: dict[str, Open] = {"iceberg": lambda: IcebergTable.open(lake, TRADES), "fake": lambda: FakeTable(store)}
     return handles[str(request.param)]
 
@@ -91,3 +95,28 @@ def test_no_rows_move_the_offsets_all_the_same(open_table: Open) -> None:
     table = open_table()
     table.commit(table.write(rows(0, 0)), NONE, at(4), "one")
     assert open_table().committed_offsets() == at(4)
+
+
+def further_of(table: Any) -> list[str]:
+    """The columns that the newest snapshot says it has, beyond those of the dataset."""
+    if isinstance(table, FakeTable):
+        return [field.name for field in table._store.current.further]  # type: ignore[union-attr]
+    metadata = table.iceberg_table.metadata
+    schemas = {schema.schema_id: schema for schema in metadata.schemas}
+    names = [field.name for field in schemas[metadata.current_snapshot().schema_id].fields]
+    return names[len(table_schema("trade").names) :]
+
+
+def test_a_column_more_is_in_the_snapshots_of_those_who_know_it(open_table: Open) -> None:
+    """Who had loaded the table before commits as before, and moves no fence: the column is metadata alone."""
+    first, second = open_table(), open_table()
+    field = pa.field(ADDED, pa.string(), metadata={FIELD_ID_KEY: str(ADDED_ID).encode()})
+    files = first.write(rows(0, 2).append_column(field, pa.array(["b0", "b1"])))
+    second.commit(second.write(rows(5, 1)), NONE, at(p1=1), "old")
+    assert further_of(open_table()) == []
+    first.committed_offsets()
+    first.commit(files, NONE, at(p0=2), "new")
+    assert further_of(open_table()) == [ADDED]
+    second.committed_offsets()
+    second.commit(second.write(rows(6, 1)), at(p1=1), at(p1=2), "old again")
+    assert further_of(open_table()) == [ADDED]
