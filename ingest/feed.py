@@ -8,10 +8,11 @@ frames mean. What decides is pure and in ingest/watch.py.
 from __future__ import annotations
 
 import asyncio
-import random
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Final
+
+from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, stop_never
 
 from common.clock import Clock, SystemClock
 from common.errors import FeedClosed
@@ -19,7 +20,7 @@ from common.settings import IngestSettings
 from common.telemetry import get_logger, new_correlation_id
 from ingest.limits import RateLimiter
 from ingest.venues.session import Dialect
-from ingest.watch import Decision, Hosts, backoff_s, decide, spread
+from ingest.watch import Decision, Hosts, decide, reconnect_waits, spread
 from ingest.websocket import Websocket, host_of, open_websocket
 
 #: Takes the frames of one read of a socket, when that was (microseconds UTC), and the correlation id of their
@@ -111,7 +112,6 @@ class Line:
         self._settings, self._clock, self._handle = shared.settings, shared.clock, shared.handle
         self._counters = shared.counters
         self._age_s = age_s
-        self._random = random.Random()
         self._log = get_logger("ingest").bind(venue_host=host_of(shared.hosts.urls[0])[0])
         self._wake = asyncio.Event()
         self._rotate_asked = False
@@ -281,16 +281,28 @@ class Line:
             delivers.cancel()
             old.reader.cancel()
 
-    async def _connect_again(self, reason: str, attempt: int) -> _Connection:
-        while True:
-            wait_s = backoff_s(attempt, self._settings, self._random.random())
-            self._log.warning("the connection to the venue ended", reason=reason, again_in_s=round(wait_s, 1))
-            await self._shared.sleep(wait_s)
+    async def _connect_again(self, reason: str, attempts: int) -> _Connection:
+        """The next connection, however long that takes; `attempts` before this were in vain."""
+        ended = [FeedClosed(reason)]
+
+        async def connect() -> _Connection:
+            if ended:
+                raise ended.pop()
             self._counters.reconnects += 1
-            try:
-                return await self._connect()
-            except FeedClosed as error:
-                reason, attempt = str(error), attempt + 1
+            return await self._connect()
+
+        retrying = AsyncRetrying(
+            retry=retry_if_exception_type(FeedClosed),
+            wait=reconnect_waits(self._settings, attempts),
+            stop=stop_never,
+            sleep=self._shared.sleep,
+            before_sleep=self._tell_of_wait,
+        )
+        return await retrying(connect)
+
+    def _tell_of_wait(self, state: RetryCallState) -> None:
+        reason = "" if state.outcome is None else str(state.outcome.exception())
+        self._log.warning("the connection to the venue ended", reason=reason, again_in_s=round(state.upcoming_sleep, 1))
 
     async def _connect(self) -> _Connection:
         """One attempt at each host that may be tried. Raises FeedClosed with the last one's reason."""

@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from enum import Enum
 from typing import Final
 
+from tenacity import wait_chain, wait_random
+
 from common.settings import IngestSettings
 
 #: A host whose connections failed so often in a row is left alone for so long; then one connection tries it.
@@ -54,13 +56,15 @@ def decide(
     return Decision.KEEP
 
 
-def backoff_s(attempt: int, settings: IngestSettings, share: float) -> float:
-    """How long to wait before attempt 0, 1, 2, ...: doubling from the first wait to the longest, less up to half of it.
-
-    `share` in [0, 1) is the jitter's draw, so that many clients cut off together do not come back together.
+def reconnect_waits(settings: IngestSettings, attempts: int = 0) -> wait_chain:
+    """How long to wait before each attempt to connect, behind `attempts` that were in vain: 5, 10, 20, 40, 60 s and on,
+    doubling from the first wait to the longest, each less up to half of it, so that many clients that were cut off
+    together do not come back together.
     """
-    full = min(settings.backoff_s_first * 2.0 ** min(attempt, 60), settings.backoff_s_max)
-    return full * (1 - share / 2)
+    full = [min(settings.backoff_s_first, settings.backoff_s_max)]
+    while full[-1] < settings.backoff_s_max:
+        full.append(min(2 * full[-1], settings.backoff_s_max))
+    return wait_chain(*(wait_random(wait_s / 2, wait_s) for wait_s in full[attempts:] or full[-1:]))
 
 
 class Breaker:
