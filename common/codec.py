@@ -28,7 +28,7 @@ import json
 import os
 import struct
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from functools import partial
@@ -40,6 +40,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from common.avro_writer import ADJUSTED_MAX, EXACT, compiled_writer, zigzag
+from common.clock import SystemClock
 from common.datasets import Dataset
 from common.errors import EncodeError, RecordError
 from common.log import ConsumerBatch
@@ -189,10 +190,17 @@ class Decoder:
 
     A message may be written with a later version of the schema than this process knows. Fields that the table lacks
     become columns of it: the rows of this and of every later batch have them, behind the others.
+
+    A message is refused for its schema id only when the registry, asked after the message was read, has none of that
+    id; so all who read the log refuse the same ones, as long as producers register a schema before they write with it.
     """
 
-    def __init__(self, dataset: Dataset, registry: SchemaRegistry) -> None:
+    def __init__(
+        self, dataset: Dataset, registry: SchemaRegistry, *, read_s: Callable[[], float] | None = None
+    ) -> None:
+        """`read_s` says, on the system's monotonic clock, a time at which what is decoded had been read; None = now."""
         self._registry = registry
+        self._read_s = read_s or SystemClock().monotonic_s
         self._schema = table_schema(dataset.schema_name)
         self._columns = len(record_schema(dataset.schema_name))
         self._writers: dict[bytes, _WriterSchema] = {}
@@ -208,7 +216,8 @@ class Decoder:
         faults: list[tuple[int, str]] = []
         by_header = self._by_header(batch.values, faults)
         # All of them before the first row: columns that one of them adds are columns of all rows.
-        writers = {header: self._writer(header) for header in by_header}
+        read_s = self._read_s()
+        writers = {header: self._writer(header, read_s) for header in by_header}
         for header, indices in by_header.items():
             writer = writers[header]
             if isinstance(writer, str):
@@ -245,13 +254,13 @@ class Decoder:
                 indices.append(index)
         return groups
 
-    def _writer(self, header: bytes) -> _WriterSchema | str:
+    def _writer(self, header: bytes, read_s: float) -> _WriterSchema | str:
         """The writer's schema, or why there is none."""
         writer = self._writers.get(header)
         if writer is None:
             (schema_id,) = struct.unpack(">I", header[1:])
             try:
-                text = self._registry.schema_text(schema_id)
+                text = self._registry.schema_text(schema_id, as_of_s=read_s)
                 writer = _WriterSchema(json.loads(text), self._schema)
                 self._take_in(writer)
             except UnknownSchema as error:

@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import json
 import re
+import threading
 import time
 import zlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
+from common.clock import Clock, SystemClock
 from common.datasets import DATASETS, dataset_of_topic
 from common.errors import BrokerError, IncompatibleSchema, K2Error
 from common.log import KafkaLog, KafkaLogReader
@@ -41,8 +43,12 @@ class SchemaRegistry(Protocol):
         """`register` for many subjects, with few round trips; the ids by subject. Raises as `register`."""
         ...
 
-    def schema_text(self, schema_id: int) -> str:
-        """The text of a schema. Raises UnknownSchema when there is none of that id, BrokerError when unreachable."""
+    def schema_text(self, schema_id: int, *, as_of_s: float | None = None) -> str:
+        """The text of a schema. Raises UnknownSchema when there is none of that id, BrokerError when unreachable.
+
+        That there is none was found out at `as_of_s` or later, on the system's monotonic clock; None: just now. So a
+        record that was read before then is not refused for a schema that was registered before the record was sent.
+        """
         ...
 
 
@@ -67,7 +73,7 @@ class EmbeddedRegistry:
             self._keep(subject, text)
         return {subject: schema_id(text) for subject, text in schema_texts.items()}
 
-    def schema_text(self, schema_id: int) -> str:
+    def schema_text(self, schema_id: int, *, as_of_s: float | None = None) -> str:
         try:
             return self._texts[schema_id]
         except KeyError:
@@ -85,24 +91,29 @@ class KafkaRegistry(EmbeddedRegistry):
 
     Every process reads them in the same order and lets the same ones count, so that of two schemas that are registered
     at the same moment and do not go together, all take the same one. A schema that is not known yet is looked for in
-    the topic: its record was acknowledged before the first message that needs it was sent. Thread-safe as far as its
-    methods only add what is the same for all.
+    the topic: its record was acknowledged before the first message that needs it was sent. What was not there is looked
+    for again with later messages. Thread-safe: its methods only add what is the same for all.
     """
 
-    def __init__(self, kafka: KafkaSettings) -> None:
+    def __init__(self, kafka: KafkaSettings, *, clock: Clock | None = None) -> None:
         super().__init__()
         self._kafka = kafka
-        self._looked_for: set[int] = set()
+        self._clock = clock or SystemClock()
+        self._reading = threading.Lock()
+        #: When the topic was last read to its end; all that it had then is known.
+        self._read_s = float("-inf")
 
     def register_all(self, schema_texts: Mapping[str, str]) -> dict[str, int]:
         fresh = self._unregistered(schema_texts)
         if fresh:
-            self._read()
+            with self._reading:
+                self._read()
             fresh = self._unregistered(schema_texts)
             for subject, text in fresh.items():
                 check_follows(subject, text, self._versions.get(subject, ()))
             self._write(fresh)
-            self._read()
+            with self._reading:
+                self._read()
         for subject, text in self._unregistered(fresh).items():
             check_follows(subject, text, self._versions.get(subject, ()))
             raise BrokerError(
@@ -111,10 +122,12 @@ class KafkaRegistry(EmbeddedRegistry):
             )
         return {subject: schema_id(text) for subject, text in schema_texts.items()}
 
-    def schema_text(self, schema_id: int) -> str:
-        if schema_id not in self._texts and schema_id not in self._looked_for:
-            self._read()
-            self._looked_for.add(schema_id)
+    def schema_text(self, schema_id: int, *, as_of_s: float | None = None) -> str:
+        if schema_id not in self._texts:
+            wanted_s = self._clock.monotonic_s() if as_of_s is None else as_of_s
+            with self._reading:
+                if schema_id not in self._texts and self._read_s < wanted_s:
+                    self._read()
         return super().schema_text(schema_id)
 
     def _unregistered(self, schema_texts: Mapping[str, str]) -> dict[str, str]:
@@ -122,6 +135,12 @@ class KafkaRegistry(EmbeddedRegistry):
 
     def _read(self) -> None:
         """Take in the topic, which has a few records, from its beginning. Raises BrokerError."""
+        began_s = self._clock.monotonic_s()
+        for value in self._records():
+            self._take_in(value)
+        self._read_s = began_s
+
+    def _records(self) -> Iterator[bytes]:
         log = KafkaLog(self._kafka)
         topics = log.topics(rf"^{re.escape(SCHEMAS_TOPIC)}$").values()
         if not topics:
@@ -130,8 +149,7 @@ class KafkaRegistry(EmbeddedRegistry):
         try:
             starts = log.start_offsets(topics)
             reader.assign(dict(starts.items()), {info.topic_id: info.topic for info in topics})
-            for value in _read_to_end(reader, self._kafka):
-                self._take_in(value)
+            yield from _read_to_end(reader, self._kafka)
         finally:
             reader.close()
 
@@ -175,7 +193,7 @@ class KafkaRegistry(EmbeddedRegistry):
 
 
 class ConfluentRegistry:
-    """A Confluent-compatible schema registry over HTTP; answers are cached by the client."""
+    """A Confluent-compatible schema registry over HTTP; the client remembers schemas, and not that there was none."""
 
     def __init__(self, url: str) -> None:
         from confluent_kafka.schema_registry import SchemaRegistryClient
@@ -201,7 +219,7 @@ class ConfluentRegistry:
     def register_all(self, schema_texts: Mapping[str, str]) -> dict[str, int]:
         return {subject: self.register(subject, text) for subject, text in schema_texts.items()}
 
-    def schema_text(self, schema_id: int) -> str:
+    def schema_text(self, schema_id: int, *, as_of_s: float | None = None) -> str:
         try:
             text = self._client.get_schema(schema_id).schema_str
         except Exception as error:  # noqa: BLE001  (as above)

@@ -17,6 +17,7 @@ from typing import Any, Final, NamedTuple
 
 from confluent_kafka import KafkaException, Producer
 
+from common.clock import SystemClock
 from common.codec import Decoder, Encoder
 from common.datasets import (
     AGG_TRADES,
@@ -112,6 +113,8 @@ class Reader:
     def __init__(self, registry: SchemaRegistry) -> None:
         self._registry = registry
         self._decoders: dict[str, Decoder] = {}
+        #: What the registry does not have now it is not asked for again with each letter.
+        self._as_of_s = SystemClock().monotonic_s()
 
     def back(self, letter: Letter) -> Back | str:
         """What of the letter goes back into the log, or one sentence that says why nothing does. Raises BrokerError."""
@@ -134,7 +137,7 @@ class Reader:
     def _message(self, letter: Letter, dataset: Dataset, value: bytes, partition: int) -> Back | str:
         decoder = self._decoders.get(dataset.name)
         if decoder is None:
-            decoder = self._decoders[dataset.name] = Decoder(dataset, self._registry)
+            decoder = self._decoders[dataset.name] = Decoder(dataset, self._registry, read_s=lambda: self._as_of_s)
         batch = ConsumerBatch(letter.source_topic, "", "", [partition], [0], [value])
         decoded = decoder.decode(batch)
         if decoded.errors:

@@ -7,8 +7,11 @@ from collections.abc import Iterator
 
 import pytest
 
+from common.clock import ManualClock
+from common.codec import Decoder, Encoder
 from common.datasets import TRADES
 from common.errors import BrokerError, IncompatibleSchema
+from common.log import ConsumerBatch, KafkaLog
 from common.registry import (
     SCHEMAS_TOPIC,
     ConfluentRegistry,
@@ -22,6 +25,7 @@ from common.schemas.arrow import avro_schema_text
 from common.settings import KafkaSettings
 from k2.broker import EmbeddedBroker
 from tests.support.kafka import produce
+from tests.support.records import trade
 from tests.support.schema_registry import schema_registry
 from tests.support.versions import changed, trade_2_1, without
 
@@ -103,6 +107,60 @@ def test_a_record_that_is_no_schema_counts_for_nobody(kafka: KafkaSettings) -> N
     assert KafkaRegistry(kafka).register(_subject("noise"), changed(TRADE, "price", doc="Other words."))
     with pytest.raises(UnknownSchema, match="schema id 7"):
         KafkaRegistry(kafka).schema_text(7)
+
+
+def test_a_schema_that_was_not_there_is_looked_for_again_with_later_messages(kafka: KafkaSettings) -> None:
+    """Were its absence kept in mind, a sink that runs would refuse what a server that starts accepts."""
+    KafkaRegistry(kafka).register(_subject("before"), TRADE)
+    text = trade_2_1(doc="Of the one that comes late.")
+    number = schema_id(text)
+    clock = ManualClock()
+    registry = KafkaRegistry(kafka, clock=clock)
+    with pytest.raises(UnknownSchema):
+        registry.schema_text(number, as_of_s=clock.monotonic_s())
+    KafkaRegistry(kafka).register(_subject("late"), text)
+    with pytest.raises(UnknownSchema):
+        registry.schema_text(number, as_of_s=clock.monotonic_s())
+    clock.advance(0.001)
+    assert registry.schema_text(number, as_of_s=clock.monotonic_s()) == text
+
+
+def test_one_look_is_enough_for_all_that_was_read_before_it(
+    kafka: KafkaSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looks: list[KafkaLog] = []
+
+    def look(settings: KafkaSettings) -> KafkaLog:
+        looks.append(KafkaLog(settings))
+        return looks[-1]
+
+    monkeypatch.setattr("common.registry.KafkaLog", look)
+    clock = ManualClock()
+    registry = KafkaRegistry(kafka, clock=clock)
+    for number in range(1, 50):
+        with pytest.raises(UnknownSchema):
+            registry.schema_text(number, as_of_s=clock.monotonic_s())
+    assert len(looks) == 1
+    clock.advance(5.0)
+    with pytest.raises(UnknownSchema):
+        registry.schema_text(7, as_of_s=clock.monotonic_s() - 5.0)
+    assert len(looks) == 1
+    with pytest.raises(UnknownSchema):
+        registry.schema_text(7)
+    assert len(looks) == 2
+
+
+def test_those_who_refused_an_id_and_those_who_did_not_accept_it_once_it_is_registered(kafka: KafkaSettings) -> None:
+    topic = TRADES.topic(asset_class="crypto", exchange="early")
+    text = trade_2_1(doc="Written with before it was registered.")
+    record = Encoder(TRADES, EmbeddedRegistry(), topic=topic, schema_text=text).encode(trade(1))
+    batch = ConsumerBatch(topic, "c", "t", [0], [0], [record])
+    sink, tail = (Decoder(TRADES, KafkaRegistry(kafka)) for _ in range(2))
+    assert f"schema id {schema_id(text)}" in sink.decode(batch).errors[0].reason
+    KafkaRegistry(kafka).register(f"{topic}-value", text)
+    for decoder in (sink, tail):
+        decoded = decoder.decode(batch)
+        assert (decoded.record_batch.num_rows, decoded.errors) == (1, [])
 
 
 def test_a_broker_that_is_away_is_a_broker_error() -> None:
