@@ -229,7 +229,7 @@ class KafkaLog:
         records.
         """
         topics = list(topics)
-        starts = self._list_offsets(topics, OffsetSpec.latest())
+        starts = self.ends_at_least(topics)
         if not starts:
             return PartitionOffsets()
         reader = KafkaLogReader(self._settings)
@@ -244,6 +244,13 @@ class KafkaLog:
             return reader.positions()
         finally:
             reader.close()
+
+    def ends_at_least(self, topics: Iterable[TopicInfo]) -> PartitionOffsets:
+        """What the broker says of where each partition ends; its next record may have a higher offset. One round trip.
+
+        Raises BrokerError.
+        """
+        return PartitionOffsets(self._list_offsets(topics, OffsetSpec.latest()))
 
     def start_offsets(self, topics: Iterable[TopicInfo]) -> PartitionOffsets:
         """The first offset that each partition still holds; above 0 when retention removed older records.

@@ -235,7 +235,7 @@ class IngestSettings(Settings):
 
 
 class SinkSettings(Settings):
-    """When the sink commits: whichever of rows, bytes and age comes first."""
+    """When the sink commits: whichever of rows, bytes and age comes first; and what waits under load."""
 
     model_config = SettingsConfigDict(env_prefix="K2_SINK_", frozen=True, extra="forbid")
 
@@ -266,6 +266,21 @@ class SinkSettings(Settings):
         le=300_000,
         description="a sink that is not heard of for this long loses its partitions to the others; brokers take no "
         "less than 6,000 unless told to",
+    )
+    load_levels: bool = Field(True, description="under load do less, trades last of all; what waits stays in the log")
+    load_records_behind: tuple[int, int, int] = Field(
+        (1_000_000, 5_000_000, 20_000_000),
+        description="records of trades that wait in the log when bars, depth, quotes begin to wait for them",
+    )
+    load_memory_percent: tuple[float, float, float, float] = Field(
+        (70, 80, 90, 95), description="of memory_bytes_max, when bars, depth, quotes and everything begin to wait"
+    )
+    load_after_s: float = Field(2.0, ge=0, le=3600, description="a load for less long is a burst, and changes nothing")
+    load_recover_after_s: float = Field(
+        30.0, ge=0, le=3600, description="a level is left when the load was below what holds it for so long"
+    )
+    memory_bytes_max: int | None = Field(
+        None, ge=1024 * 1024, description="what this process may have; unset = the container's limit, or the machine's"
     )
 
 

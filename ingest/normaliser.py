@@ -9,7 +9,7 @@ import hashlib
 import json
 from typing import Any, Final
 
-from ingest.venues.events import BookTickerEvent, FurtherEvent, InstrumentInfo, TradeEvent
+from ingest.venues.events import BlockTradeEvent, BookTickerEvent, FurtherEvent, InstrumentInfo, TradeEvent
 
 Record = dict[str, Any]
 
@@ -82,6 +82,8 @@ class Normaliser:
         self._infos: dict[str, InstrumentInfo] = {}
         #: What stands in `vendor_data` of every trade and quote.
         self.vendor_data: dict[str, str] | None = None
+        #: Whether optional fields are left out of all but trades, block trades and instruments.
+        self.thins = False
 
     def learn(self, info: InstrumentInfo) -> None:
         """What the venue says of a symbol counts more than what its name tells."""
@@ -132,7 +134,7 @@ class Normaliser:
             "currency": self._currency.get(symbol) or self._guess(symbol),
             "source": "stream",
             "source_sequence": None,
-            "vendor_data": self.vendor_data,
+            "vendor_data": None if self.thins else self.vendor_data,
         }
 
     def further(self, event: FurtherEvent) -> Record:
@@ -145,7 +147,7 @@ class Normaliser:
             "asset_class": self._asset_class,
             "currency": self._currency.get(symbol) or self._guess(symbol),
             "source": "stream",
-            "vendor_data": self.vendor_data,
+            "vendor_data": None if self.thins and type(event) is not BlockTradeEvent else self.vendor_data,
         }
         for name, value in values.items():
             if name == "buyer_is_maker":

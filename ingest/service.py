@@ -36,6 +36,7 @@ from common.datasets import (
 from common.degradation import Level
 from common.errors import BrokerError, EncodeError, FeedError, FeedProtocolError, K2Error, SettingsError
 from common.log import KafkaLog, TopicInfo
+from common.memory import memory_limit_bytes
 from common.registry import SchemaRegistry, open_registry
 from common.settings import IngestSettings, KafkaSettings
 from common.telemetry import get_logger, new_correlation_id
@@ -54,7 +55,7 @@ from ingest.producer import EventProducer, Headers, correlation_headers
 from ingest.reference import ReferenceData
 from ingest.rest import RestClient
 from ingest.sampling import Sampler
-from ingest.shedding import Shedding, shed_triggers
+from ingest.shedding import THINNED, Shedding, shed_triggers
 from ingest.skew import ClockSkew
 from ingest.stats import IngestStats, StatsCollector
 from ingest.symbols import SymbolsFile
@@ -72,7 +73,7 @@ from ingest.venues.events import (
 )
 from ingest.venues.registry import BINANCE, Venue
 from ingest.venues.session import Session
-from ingest.watchers import ClockWatch, MemoryWatch, memory_limit_bytes
+from ingest.watchers import ClockWatch, MemoryWatch
 
 #: Delivery reports are taken in after so many sends, and every so many seconds. A poll costs about 1 us when there is
 #: none.
@@ -276,6 +277,7 @@ class IngestService:
             checkpoints=self._checkpoints,
             level=self._shedding.level,
             shed=dict(self._shedding.records),
+            thinned=dict(self._shedding.thinned),
         )
 
     def watched_counters(self) -> list[tuple[str, str, int]]:
@@ -438,6 +440,7 @@ class IngestService:
         now_s = self._clock.monotonic_s()
         if shedding.observe(queue_percent, memory_percent, now_s):
             level = shedding.level
+            self._normaliser.thins = level is not Level.NORMAL
             say = self._log.warning if level else self._log.info
             say("load", level=level.name, queue_percent=round(queue_percent), memory_percent=round(memory_percent))
         if shedding.due(now_s) and queue_percent < settings.shed_queue_percent[0]:
@@ -637,6 +640,8 @@ class IngestService:
         if not producer.send(dataset, symbol, producer.encode(dataset, record), self._headers, since_us):
             return False
         self._taken[dataset.name] += 1
+        if self._normaliser.thins and dataset.name in THINNED and self._normaliser.vendor_data:
+            self._shedding.thin(dataset.name)
         self._sends += 1
         if self._sends % _SENDS_PER_POLL == 0:
             producer.poll()

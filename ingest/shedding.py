@@ -3,7 +3,8 @@
 Guarantee: what is shed is counted by symbol and dataset, and each count is given out once, for a record of `ops.shed`.
 A trade is shed only where it can be asked for again: the ledger does not have it, so that it is a gap like any other.
 
-    SOFT             depth, book snapshots and aggregate trades of symbols without priority
+    SOFT             depth, book snapshots and aggregate trades of symbols without priority; the optional field
+                     `vendor_data` of what is taken of these and of quotes
     GRACEFUL         these of all symbols; quotes of symbols without priority
     AGGRESSIVE       quotes of all symbols
     CIRCUIT_BREAK    trades too, once the queue has no room, where a backfill can bring them back; else the socket waits
@@ -28,6 +29,8 @@ _SHED: Final[dict[type, tuple[Dataset, Level, Level]]] = {
     AggTradeEvent: (AGG_TRADES, Level.SOFT, Level.GRACEFUL),
     BookTickerEvent: (QUOTES, Level.GRACEFUL, Level.AGGRESSIVE),
 }
+#: What loses its optional fields from SOFT on: what may be shed.
+THINNED: Final = frozenset(dataset.name for dataset, _, _ in _SHED.values())
 #: While shedding goes on it is told of so often.
 _TOLD_EVERY_S: Final = 10.0
 
@@ -72,8 +75,10 @@ class Shedding:
         self._state = Degradation(triggers)
         self._counts: dict[tuple[str, str], Count] = {}
         self._told_s = 0.0
-        #: How many were ever shed, by dataset, and how often the level changed.
+        #: How many were ever shed, and how many taken without their optional fields, by dataset; how often the level
+        #: changed.
         self.records: dict[str, int] = {}
+        self.thinned: dict[str, int] = {}
         self.changes = 0
 
     @property
@@ -101,6 +106,10 @@ class Shedding:
     def shed_trade(self, event: TradeEvent) -> None:
         """Count a trade for which there is no room at CIRCUIT_BREAK."""
         self._count(TRADES, event.symbol, event.trade_id, event.receive_time_us)
+
+    def thin(self, dataset: str) -> None:
+        """Count a record that was taken without its optional fields."""
+        self.thinned[dataset] = self.thinned.get(dataset, 0) + 1
 
     def due(self, now_s: float) -> bool:
         """Whether there is something to be told now: shedding has ended, or was not told of for some time."""

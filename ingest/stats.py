@@ -45,6 +45,7 @@ class IngestStats:
     checkpoints: int
     level: Level
     shed: dict[str, int]
+    thinned: dict[str, int]
 
 
 class Counted(Protocol):
@@ -93,6 +94,12 @@ class StatsCollector(Collector):
         for dataset, count in stats.shed.items():
             shed.add_metric([dataset], count)
         yield shed
+        thinned = CounterMetricFamily(
+            "k2_ingest_thinned_records", "Records taken without their optional fields.", labels=["dataset"]
+        )
+        for dataset, count in stats.thinned.items():
+            thinned.add_metric([dataset], count)
+        yield thinned
         yield GaugeMetricFamily("k2_ingest_load_level", "0, normal, to 4: how little is taken.", value=stats.level)
         yield GaugeMetricFamily("k2_ingest_queued_messages", "Messages not acknowledged yet.", value=stats.queued)
         yield GaugeMetricFamily("k2_ingest_trade_gaps", "Ranges of trade ids that are missing.", value=stats.gaps)

@@ -6,13 +6,12 @@ Each asks or looks from time to time, never fails, and leaves what it found wher
 from __future__ import annotations
 
 import asyncio
-import os
 from collections.abc import Awaitable, Callable
-from pathlib import Path
 from typing import Final
 
 from common.clock import Clock
 from common.errors import FeedError
+from common.memory import resident_bytes
 from common.telemetry import get_logger
 from ingest.leak import LeakWatch
 from ingest.skew import ClockSkew
@@ -28,8 +27,6 @@ _LOOK_S: Final = 1.0
 _LOCAL_JUMP_US: Final = 100_000
 _MEMORY_EVERY_S: Final = 10.0
 _LEAK_SCORE_TOLD: Final = 0.8
-_STATM: Final = Path("/proc/self/statm")
-_CGROUP_MEMORY: Final = Path("/sys/fs/cgroup/memory.max")
 
 
 class ClockWatch:
@@ -113,20 +110,3 @@ class MemoryWatch:
                 )
             self._told = leaking
             await self._sleep(_MEMORY_EVERY_S)
-
-
-def memory_limit_bytes() -> int:
-    """What this process may have: the container's limit (cgroup v2), else the machine's memory."""
-    machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    try:
-        return min(int(_CGROUP_MEMORY.read_text()), machine)
-    except (OSError, ValueError):  # no such file, or "max"
-        return machine
-
-
-def resident_bytes() -> int | None:
-    """This process's resident size; None where /proc does not tell it."""
-    try:
-        return int(_STATM.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-    except (OSError, ValueError, IndexError):
-        return None

@@ -28,6 +28,7 @@ from rich.live import Live
 
 from clients import Connection, connect
 from common.datasets import CORE_DATASETS, DATASETS
+from common.degradation import Level
 from common.errors import SettingsError, Unavailable
 from common.log import KafkaLog
 from common.settings import (
@@ -198,7 +199,9 @@ class Demo:
         sink.start()
         stack.callback(sink.stop, STOP_S_MAX)
         settings = MaintenanceSettings.load(), RetentionSettings.load(), SinkSettings.load()
-        maintenance = MaintenanceWorker(lake, *settings, registry=registry)
+        maintenance = MaintenanceWorker(
+            lake, *settings, registry=registry, waits=lambda: sink.load_level is not Level.NORMAL
+        )
         maintenance.start()
         stack.callback(maintenance.stop, STOP_S_MAX)
         # The demo's own clients come without credentials and trust no certificate.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from common.settings import SinkSettings
 
@@ -18,6 +18,11 @@ class CommitPolicy:
     @classmethod
     def from_settings(cls, settings: SinkSettings) -> CommitPolicy:
         return cls(settings.commit_rows_max, settings.commit_bytes_max, settings.commit_age_ms_max)
+
+    def shared(self, share: float) -> CommitPolicy:
+        """The same with this share of the rows and bytes, of each 1 at least."""
+        rows_max, bytes_max = (max(1, int(bound * share)) for bound in (self.rows_max, self.bytes_max))
+        return replace(self, rows_max=rows_max, bytes_max=bytes_max)
 
     def is_due(self, *, rows: int, nbytes: int, oldest_s: float | None, now_s: float) -> bool:
         """True when what is held reaches any bound. `oldest_s` is when the oldest of it was polled, on the clock of

@@ -60,6 +60,9 @@ class LogConsumer:
     def __init__(self, reader: LogReader) -> None:
         self._reader = reader
         self._assigned: frozenset[KafkaPartition] = frozenset()
+        self._topics: Mapping[str, str] = {}
+        #: Where to read on while it rests; None while it reads.
+        self._resting_at: PartitionOffsets | None = None
 
     @property
     def assigned(self) -> frozenset[KafkaPartition]:
@@ -81,7 +84,7 @@ class LogConsumer:
         present = sources.partitions().keys()
         appeared, gone = set(present - self._assigned), set(self._assigned - present)
         if appeared or gone:
-            positions = self._reader.positions() if self._assigned else PartitionOffsets()
+            positions = self.positions()
             starts = {
                 partition: positions[partition] if partition in positions else _start(partition, sources, committed)
                 for partition in present
@@ -90,18 +93,41 @@ class LogConsumer:
         return appeared, gone
 
     def poll(self, messages_max: int, timeout_s: float) -> list[ConsumerBatch]:
-        """The next messages, as LogReader.poll."""
-        return self._reader.poll(messages_max, timeout_s)
+        """The next messages, as LogReader.poll; none while it rests."""
+        return [] if self.resting else self._reader.poll(messages_max, timeout_s)
 
     def positions(self) -> PartitionOffsets:
         """The next offset of each assigned partition; never ahead of what `poll` has returned, holes excepted."""
+        if self._resting_at is not None:
+            return self._resting_at
         return self._reader.positions() if self._assigned else PartitionOffsets()
+
+    @property
+    def resting(self) -> bool:
+        return self._resting_at is not None
+
+    def rest(self) -> None:
+        """Read nothing, and let what was fetched ahead go; the positions stay. Raises BrokerError."""
+        if self._resting_at is None:
+            positions = self.positions()
+            self._reader.assign({}, {})
+            self._resting_at = positions
+
+    def go_on(self) -> None:
+        """Read on from the positions, if it rests. Raises BrokerError."""
+        if self._resting_at is not None:
+            self._reader.assign(dict(self._resting_at), self._topics)
+            self._resting_at = None
 
     def close(self) -> None:
         self._reader.close()
 
     def _assign(self, sources: Sources, starts: Mapping[KafkaPartition, int]) -> None:
-        self._reader.assign(starts, {info.topic_id: name for name, info in sources.topics.items()})
+        self._topics = {info.topic_id: name for name, info in sources.topics.items()}
+        if self.resting:
+            self._resting_at = PartitionOffsets(starts)
+        else:
+            self._reader.assign(starts, self._topics)
         self._assigned = frozenset(starts)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from prometheus_client import CollectorRegistry
@@ -13,8 +13,10 @@ from common.clock import Clock, SystemClock
 from common.codec import Decoder
 from common.consumer_group import KafkaGroupMember
 from common.datasets import CORE_DATASETS, DATASETS, OPTIONAL_DATASETS, TRADES, Dataset
+from common.degradation import Level
 from common.errors import BrokerError, CatalogError, K2Error, LogTruncated
 from common.log import KafkaLog, KafkaLogReader, TopicInfo
+from common.memory import resident_bytes
 from common.offsets import PartitionOffsets
 from common.registry import open_registry
 from common.settings import KafkaSettings, LakeSettings, SinkSettings
@@ -23,6 +25,7 @@ from sink.bars_service import BarsService
 from sink.commit_policy import CommitPolicy
 from sink.consumer import Sources
 from sink.dead_letters import KafkaDeadLetters
+from sink.load_watch import LoadWatch
 from sink.maintenance.expiry import ExpiryPolicy, expire_snapshots
 from sink.stats import SinkStats, StatsCollector
 from sink.table import IcebergTable, WrittenFiles
@@ -32,6 +35,8 @@ _log = get_logger("sink")
 
 #: A topic that is made while the sink runs is read from within this time.
 _DISCOVERY_INTERVAL_S = 2.0
+#: How soon it is seen that memory runs short.
+_LOAD_INTERVAL_S = 0.5
 #: Expiry is a commit of its own (20 to 40 ms); every 20th keeps its share of the time below a twentieth.
 _COMMITS_PER_EXPIRY = 20
 _BACKOFF_S_FIRST, _BACKOFF_S_MAX = 0.25, 10.0
@@ -63,7 +68,9 @@ class SinkService:
         optional: Iterable[Dataset] = OPTIONAL_DATASETS,
         registry: CollectorRegistry | None = None,
         clock: Clock | None = None,
+        rss_bytes: Callable[[], int | None] = resident_bytes,
     ) -> None:
+        """Raises SettingsError for levels of load that do not rise."""
         self._kafka = kafka
         self._lake = lake
         self._settings = settings
@@ -75,6 +82,7 @@ class SinkService:
         self._threads: list[threading.Thread] = []
         self._stopping = threading.Event()
         self._failure: BaseException | None = None
+        self._load = LoadWatch(settings, lambda: (self.stats(), self._ends()), self._clock, rss_bytes=rss_bytes)
         has_bars = settings.bars and TRADES in self._datasets
         self.bars = (
             BarsService(lake, self._clock, interval_ms=settings.bars_interval_ms, is_ours=self._keeps_bars)
@@ -83,6 +91,7 @@ class SinkService:
         )
         if registry is not None:
             registry.register(StatsCollector(lambda: self.stats().values(), lambda: self._failure is None))
+            registry.register(self._load)
             if self.bars is not None:
                 registry.register(self.bars)
 
@@ -101,6 +110,7 @@ class SinkService:
             self._close_workers()
             raise
         self._spawn("k2-sink-topics", self._watch_sources)
+        self._spawn("k2-sink-load", self._watch_load)
         for dataset in self._datasets:
             self._spawn(f"k2-sink-{dataset.name}", lambda worker=self._workers[dataset.name]: self._run(worker))
         self._wake_dormant()
@@ -129,6 +139,11 @@ class SinkService:
         """The counters by dataset; each dataset's are of one moment."""
         return {name: worker.stats for name, worker in self._workers.items()}
 
+    @property
+    def load_level(self) -> Level:
+        """How much waits because of load."""
+        return self._load.level
+
     def drained(self, end_offsets: PartitionOffsets) -> bool:
         """True when every record below `end_offsets` is in a committed snapshot or in a dead-letter topic."""
         stats = self.stats().values()
@@ -138,9 +153,9 @@ class SinkService:
         return bool(stats) and not any(one.holding for one in stats) and done.covers(end_offsets)
 
     def _keeps_bars(self) -> bool:
-        """Of the sinks of a group, the one that reads the first partition of the trades keeps the bars."""
+        """Of the sinks of a group, the one that reads the first partition of the trades; under load the bars wait."""
         worker = self._workers.get(TRADES.name)
-        return worker is not None and worker.has_first_partition
+        return worker is not None and worker.has_first_partition and self._load.level is Level.NORMAL
 
     def _worker(self, dataset: Dataset, decoder: Decoder, finder: _SourceFinder) -> Worker:
         table = IcebergTable.open(self._lake, dataset)
@@ -164,6 +179,7 @@ class SinkService:
             poll_messages_max=self._settings.poll_messages_max,
             after_commit=_Upkeep(table, expiry, self._clock).after_commit,
             aside=ThreadPoolExecutor(1, f"{client_id}-files"),
+            allowed=lambda: self._load.allowance(dataset.name),
         )
 
     def _join(self, dataset: Dataset, client_id: str) -> KafkaGroupMember | None:
@@ -226,11 +242,20 @@ class SinkService:
             try:
                 self._finder.look()
                 self._wake_dormant()
+                self._finder.look_at_ends()
                 told = False
             except K2Error as error:
                 if not told:
                     _log.warning("topics cannot be listed", reason=error.message)
                 told = True
+
+    def _watch_load(self) -> None:
+        """The load's thread."""
+        while not self._stopping.wait(_LOAD_INTERVAL_S):
+            self._load.look()
+
+    def _ends(self) -> PartitionOffsets:
+        return self._finder.ends if self._finder is not None else PartitionOffsets()
 
     def _wake_dormant(self) -> None:
         """Open the table, and start the worker, of each optional dataset that has a topic by now. Raises K2Error."""
@@ -275,6 +300,8 @@ class _SourceFinder:
         self._datasets = datasets
         self._lock = threading.Lock()
         self._sources = {dataset.name: Sources() for dataset in datasets}
+        #: Where the log ended when it was last looked at, or a little before.
+        self.ends = PartitionOffsets()
 
     def sources(self, dataset: Dataset) -> Sources:
         """The dataset's sources: the same object until they change. Never blocks."""
@@ -311,6 +338,11 @@ class _SourceFinder:
                 known = self._sources[dataset.name]
                 if afresh or (known.cluster_id, known.topics) != (cluster_id, ours):
                     self._sources[dataset.name] = Sources(cluster_id, ours, self._starts(ours))
+
+    def look_at_ends(self) -> None:
+        """Ask the broker where the topics end now. Raises BrokerError."""
+        topics = [info for sources in self._sources.values() for info in sources.topics.values()]
+        self.ends = self._log.ends_at_least(topics)
 
     def _starts(self, topics: dict[str, TopicInfo]) -> PartitionOffsets:
         return self._log.start_offsets(topics.values()) if topics else PartitionOffsets()

@@ -16,7 +16,8 @@ class SinkStats:
     """One dataset's counters since the worker was made, as of the end of its last step.
 
     `rows_read` counts decoded rows, those read a second time after a recovery included. `read` is how far the log was
-    read, `committed` how far the table has taken it in. The `_s` figures are seconds spent in each part of the loop.
+    read, `committed` how far the table has taken it in, `resting` that it is not read because of load. The `_s` figures
+    are seconds spent in each part of the loop.
     """
 
     dataset: str
@@ -31,6 +32,7 @@ class SinkStats:
     rebalances: int = 0
     partitions: int = 0
     holding: bool = False
+    resting: bool = False
     read: PartitionOffsets = field(default_factory=PartitionOffsets)
     committed: PartitionOffsets = field(default_factory=PartitionOffsets)
     snapshot_id: int | None = None
@@ -75,6 +77,7 @@ class StatsCollector(Collector):
         gauges = (
             ("held_rows", "Rows read and not committed yet.", "rows_held"),
             ("partitions", "Partitions that this sink reads.", "partitions"),
+            ("resting", "1 while it is not read because of load.", "resting"),
         )
         for name, what, attribute in gauges:
             gauge = GaugeMetricFamily(f"k2_sink_{name}", what, labels=["dataset"])

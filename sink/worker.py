@@ -31,6 +31,7 @@ from sink.commit_policy import CommitPolicy
 from sink.consumer import GroupMember, LogConsumer, Sources
 from sink.dead_letters import DeadLetter, DeadLetterWriter, dead_letters_of
 from sink.landing import Landing, Table
+from sink.load import FULL, Allowance
 from sink.stats import SinkStats
 
 _log = get_logger("sink")
@@ -78,6 +79,7 @@ class SinkWorker(Generic[F]):
     between two tries of a commit. `note_offsets` tells Kafka's group how far the table is, and does not fail. `hook` is
     called between any two steps: a test raises there to script a crash. `after_commit` is called behind each commit
     (maintenance); what it raises is the caller's. `aside`, if given, writes the data files while this thread reads on.
+    `allowed` says at each step what may be done under load; what may not be read now is read later.
     """
 
     def __init__(
@@ -100,6 +102,7 @@ class SinkWorker(Generic[F]):
         after_commit: Callable[[], None] = lambda: None,
         new_commit_id: Callable[[], str] = lambda: uuid.uuid4().hex,
         aside: Executor | None = None,
+        allowed: Callable[[], Allowance] = lambda: FULL,
     ) -> None:
         self._dataset = dataset
         self._sources = sources
@@ -107,8 +110,11 @@ class SinkWorker(Generic[F]):
         self._decoder = decoder
         self._table = table
         self._dead_letters = dead_letters
-        self._policy = policy
+        self._policy = self._full_policy = policy
+        self._allowed = allowed
+        self._allowance = FULL
         self._clock = clock
+        self._wait = wait
         self._member = member
         self._note_offsets = note_offsets
         self._confirm = confirm
@@ -143,11 +149,9 @@ class SinkWorker(Generic[F]):
             self._start_over_if_needed()
             self._in_order = False
             self._serve_group()
+            self._heed_load()
             came = self._read()
-            now_s = self._clock.monotonic_s()
-            held = self._held
-            due = self._policy.is_due(rows=held.rows, nbytes=held.nbytes, oldest_s=held.oldest_s, now_s=now_s)
-            committed = due and self._commit(read_on=self._aside)
+            committed = self._is_due() and self._commit(read_on=self._aside if self._allowance.reads_on else None)
             self._in_order = True
             return came or committed
         finally:
@@ -244,9 +248,31 @@ class SinkWorker(Generic[F]):
             )
             self._doubtful = True
 
+    def _heed_load(self) -> None:
+        """Rest, go on, commit less at a time: as is allowed now."""
+        allowance = self._allowed()
+        if allowance != self._allowance:
+            self._allowance = allowance
+            self._policy = self._full_policy.shared(allowance.commit_share)
+        if allowance.reads:
+            self._consumer.go_on()
+        else:
+            self._consumer.rest()
+
+    def _is_due(self) -> bool:
+        """Whether to commit what is held now; who rests holds nothing for long."""
+        held, now_s = self._held, self._clock.monotonic_s()
+        if self._consumer.resting and held.oldest_s is not None:
+            return True
+        return self._policy.is_due(rows=held.rows, nbytes=held.nbytes, oldest_s=held.oldest_s, now_s=now_s)
+
     def _read(self) -> bool:
         """Poll, decode and hold; True when messages came."""
         self._follow_sources()
+        if self._consumer.resting:
+            if self._held.oldest_s is None:
+                self._wait(_POLL_WAIT_S_MAX)
+            return False
         now_s = self._clock.monotonic_s()
         wait_s = self._policy.wait_s(oldest_s=self._held.oldest_s, now_s=now_s, idle_s=_POLL_WAIT_S_MAX)
         return self._read_into(self._held, wait_s)
@@ -446,6 +472,7 @@ class SinkWorker(Generic[F]):
             read=self._consumer.positions() if self._in_order else PartitionOffsets(),
             committed=self._committed,
             partitions=len(self._consumer.assigned),
+            resting=self._consumer.resting,
             snapshot_id=self._table.snapshot_id,
         )
 

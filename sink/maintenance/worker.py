@@ -140,8 +140,9 @@ class MaintenanceWorker:
         registry: CollectorRegistry | None = None,
         clock: Clock | None = None,
         stopping: threading.Event | None = None,
+        waits: Callable[[], bool] = lambda: False,
     ) -> None:
-        """`stopping`, once set, ends the worker as `stop` does."""
+        """`stopping`, once set, ends the worker as `stop` does. While `waits` no job begins, but by `run_due`."""
         self._lake = lake
         self._catalog: Catalog | None = None
         self._jobs = jobs_of(maintenance, retention, sink)
@@ -149,6 +150,7 @@ class MaintenanceWorker:
         self._metrics = _Metrics(registry or CollectorRegistry())
         self._ran_s: dict[tuple[str, str], float] = {}
         self._stopping = stopping or threading.Event()
+        self._waits = waits
         self._thread = threading.Thread(target=self._work, name="k2-maintenance", daemon=True)
         self._failure: BaseException | None = None
 
@@ -217,7 +219,8 @@ class MaintenanceWorker:
         told = False
         while not self._stopping.is_set():
             try:
-                self.run_due()
+                if not self._waits():
+                    self.run_due()
                 told = False
             except Interrupted:
                 return

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +13,7 @@ from prometheus_client import CollectorRegistry, generate_latest
 
 from common.codec import Encoder
 from common.datasets import CORE_DATASETS, INSTRUMENTS, QUOTES, TRADES, Dataset
+from common.degradation import Level
 from common.errors import BrokerError, CatalogError
 from common.log import KafkaLog
 from common.registry import EmbeddedRegistry
@@ -221,3 +223,41 @@ def test_snapshots_do_not_pile_up(
     table = IcebergTable.open(lake, TRADES)
     assert len(table.iceberg_table.metadata.snapshots) == 4
     assert ids(lake) == Counter(range(41))
+
+
+def test_while_memory_is_short_quotes_wait_in_the_log_trades_land_and_later_every_quote_lands_once(
+    kafka: KafkaSettings, lake: LakeSettings, sinks: list[SinkService], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sink.service._LOAD_INTERVAL_S", 0.02)
+    monkeypatch.setattr("sink.service._DISCOVERY_INTERVAL_S", 0.1)
+    may_have = 1_048_576
+    memory = {"rss_bytes": may_have * 91 // 100}
+    settings = QUICK.model_copy(
+        update={"bars": False, "memory_bytes_max": may_have, "load_after_s": 0.0, "load_recover_after_s": 0.1}
+    )
+    metrics = CollectorRegistry()
+    sink = start(
+        sinks, kafka, lake, settings, datasets=(TRADES, QUOTES), rss_bytes=lambda: memory["rss_bytes"], registry=metrics
+    )
+    eventually(lambda: sink.stats()["quotes"].resting, what="quotes wait")
+    produce(kafka, topic_of(QUOTES), encoded(QUOTES, [quote(i) for i in range(300)]))
+    produce(kafka, topic_of(TRADES), trades(0, 300))
+    eventually(lambda: sink.stats()["trades"].rows_committed == 300, what="trades land")
+    behind = re.compile(r'behind_records{dataset="quotes"} [1-9]')  # Tansu 0.6 says where the last batch began
+    eventually(lambda: behind.search(generate_latest(metrics).decode()) is not None, what="it is told of the quotes")
+    assert sink.load_level is Level.AGGRESSIVE
+    memory["rss_bytes"] = may_have
+    eventually(lambda: sink.load_level is Level.CIRCUIT_BREAK, what="everything waits")
+    produce(kafka, topic_of(TRADES), trades(300, 50))
+    eventually(lambda: sink.stats()["trades"].rows_committed == 350, what="it is tried once in a while")
+    eventually(lambda: sink.stats()["trades"].resting, what="and only for a while")
+    assert (sink.stats()["quotes"].rows_read, IcebergTable.open(lake, QUOTES).rows) == (0, 0)
+    memory["rss_bytes"] = 0
+    end = end_offsets(kafka)
+    eventually(lambda: sink.drained(end) and sink.load_level is Level.NORMAL, what="all is as before")
+    sink.stop()
+    assert sink.failure is None
+    quote_ids = [i for b in IcebergTable.open(lake, QUOTES).scan(("quote_id",)) for i in b.column(0).to_pylist()]
+    assert Counter(quote_ids) == Counter(range(300))
+    assert ids(lake) == Counter(range(350))
+    assert {one.recoveries for one in sink.stats().values()} == {0}

@@ -16,6 +16,7 @@ from common.registry import EmbeddedRegistry
 from sink.commit_policy import CommitPolicy
 from sink.consumer import Sources
 from sink.dead_letters import DeadLetter
+from sink.load import FULL, Allowance
 from sink.worker import Passed, SinkWorker
 from tests.support.fake_group import FakeMember
 from tests.support.fake_log import FakeLog
@@ -87,6 +88,8 @@ class SinkBench:
     discovery_lags: bool = False
     #: Reads while files are written; 0: the worker waits for them.
     reads_on: int = 0
+    #: What a worker may do now.
+    allowance: Allowance = FULL
     noted: dict[Share, int] = field(default_factory=dict)
     _sources: Sources | None = None
 
@@ -109,6 +112,7 @@ class SinkBench:
             hook=self._hook,
             after_commit=self.after_commit,
             aside=Aside(self.reads_on) if self.reads_on else None,
+            allowed=lambda: self.allowance,
         )
 
     def sources(self) -> Sources:

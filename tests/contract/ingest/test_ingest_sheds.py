@@ -1,15 +1,16 @@
-"""A broker that stalls: quotes go first, no trade is lost, and `ops.shed` tells what was left out."""
+"""A broker that stalls: fields and quotes go first, no trade is lost, and `ops.shed` tells what was left out."""
 
 from __future__ import annotations
 
 import os
 import signal
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import clients
-from common.datasets import DATASETS, SHED, TRADES
+from common.datasets import DATASETS, QUOTES, SHED, TRADES
 from common.degradation import Level
 from common.log import KafkaLog
 from common.settings import FlightSettings, KafkaSettings, LakeSettings, SinkSettings
@@ -73,8 +74,11 @@ def test_a_broker_that_stalls_costs_quotes_and_no_trade(tmp_path: Path) -> None:
             service.stop()
             simulator.stop()
         told = rows(kafka, SHED)
+        without = Counter(row["symbol"] for row in rows(kafka, QUOTES) if row["vendor_data"] is None)
+        assert all(row["vendor_data"] for row in rows(kafka, TRADES)), "a trade is whole"
         assert stats.lost_ids == 0 and stats.backfilled > 50
         asked = _asked(kafka, tmp_path)
+    assert 0 < sum(without.values()) == stats.thinned[QUOTES.name]
     by_dataset = {name: sum(row["records"] for row in told if row["dataset"] == name) for name in stats.shed}
     assert by_dataset == stats.shed
     assert asked["shed"] == [{"dataset": name, "n": count} for name, count in sorted(stats.shed.items())]

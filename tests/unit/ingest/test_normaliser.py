@@ -11,7 +11,14 @@ from hypothesis import strategies as st
 from common.avro_writer import compiled_writer
 from common.schemas.arrow import avro_schema
 from ingest.normaliser import UNKNOWN_CURRENCY, Normaliser, Record, currencies
-from ingest.venues.binance import BookTickerEvent, TradeEvent
+from ingest.venues.events import (
+    AggTradeEvent,
+    BlockTradeEvent,
+    BookSnapshotEvent,
+    BookTickerEvent,
+    DepthEvent,
+    TradeEvent,
+)
 
 NORMALISER = Normaliser(exchange="binance", asset_class="crypto")
 
@@ -70,6 +77,26 @@ def test_a_quote_record_has_no_event_time_and_may_lack_a_side() -> None:
     assert fits("quote", record)
     assert (record["message_id"], record["quote_id"], record["currency"]) == ("binance:ETHBTC:9", 9, "BTC")
     assert (record["event_time"], record["bid_price"], record["ask_price"]) == (None, None, Decimal("0.04"))
+
+
+def test_under_load_optional_fields_are_left_out_of_all_but_trades() -> None:
+    normaliser, one = Normaliser(exchange="binance", asset_class="crypto"), Decimal(1)
+    normaliser.vendor_data, normaliser.thins = {"clock_offset_ms": "3"}, True
+    kept = [
+        normaliser.trade(trade()),
+        normaliser.further(BlockTradeEvent("ETHBTC", 1, one, one, 1, 1, True, 5)),
+    ]
+    thinned = {
+        "quote": normaliser.quote(BookTickerEvent("ETHBTC", 9, one, one, one, one, 5)),
+        "depth": normaliser.further(DepthEvent("ETHBTC", 9, 7, 1, [one], [one], [], [], 5)),
+        "book_snapshot": normaliser.further(BookSnapshotEvent("ETHBTC", 1, [one], [one], [], [], 5)),
+        "agg_trade": normaliser.further(AggTradeEvent("ETHBTC", 1, one, one, 1, 2, 1, 1, True, 5)),
+    }
+    assert [record["vendor_data"] for record in kept] == [{"clock_offset_ms": "3"}] * 2
+    assert all(record["vendor_data"] is None and fits(schema, record) for schema, record in thinned.items())
+    normaliser.thins = False
+    whole = normaliser.quote(BookTickerEvent("ETHBTC", 9, one, one, one, one, 5))
+    assert whole == thinned["quote"] | {"vendor_data": {"clock_offset_ms": "3"}}
 
 
 def test_an_instruments_message_id_is_its_content_whenever_it_is_made() -> None:

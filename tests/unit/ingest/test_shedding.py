@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import Counter
 from decimal import Decimal
-from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -16,7 +15,6 @@ from common.degradation import Level, Triggers
 from common.errors import SettingsError
 from common.registry import EmbeddedRegistry
 from common.settings import IngestSettings
-from ingest import watchers
 from ingest.shedding import Shedding, shed_triggers
 from ingest.venues.events import (
     AggTradeEvent,
@@ -135,15 +133,3 @@ def test_it_is_told_when_it_is_over_and_now_and_then_before() -> None:
 def test_levels_that_do_not_rise_are_refused(percents: tuple[float, float, float, float]) -> None:
     with pytest.raises(SettingsError, match=r"K2_INGEST_SHED_QUEUE_PERCENT is \["):
         shed_triggers(IngestSettings(shed_queue_percent=percents))
-
-
-@pytest.mark.parametrize(("text", "limit"), [("1048576\n", 1_048_576), ("max\n", None), (None, None)])
-def test_memory_is_the_containers_or_the_machines(
-    text: str | None, limit: int | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    file = tmp_path / "memory.max"
-    if text is not None:
-        file.write_text(text)
-    monkeypatch.setattr(watchers, "_CGROUP_MEMORY", file)
-    found = watchers.memory_limit_bytes()
-    assert found == limit if limit is not None else found > 100 * 1024**2
