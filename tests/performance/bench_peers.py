@@ -1,4 +1,5 @@
-"""K2 beside other servers through ADBC, by turns in one run: Sail, ROAPI, DuckDB's Quack, and DuckDB in the client.
+"""K2 beside other servers through ADBC, by turns in one run: Sail, ROAPI, DuckDB's Quack, and DuckDB in the client; for
+SELECT 1 also a server that does nothing (floor_server).
 
 All read the same Parquet files, 10M trades sorted by symbol; K2 as its Iceberg table, through `k2 serve`. The query
 texts are the same but for the table's name. The peers come from PyPI into an environment that is made for the run and
@@ -26,7 +27,7 @@ from common.offsets import KafkaPartition, PartitionOffsets
 from common.settings import LakeSettings
 from sink.table import IcebergTable
 from tests.performance.figures import Figure
-from tests.performance.k2_server import K2Server
+from tests.performance.k2_server import FloorServer, K2Server
 from tests.performance.market_data import rows
 
 _ROWS, _CHUNK, _SYMBOLS, _DAYS = 10_000_000, 1_000_000, 100, 10
@@ -57,6 +58,7 @@ def run(scale: float) -> list[Figure]:
             stack.enter_context(_roapi(python, files)),
             stack.enter_context(_quack(python, files)),
             _in_process(files),
+            _peer("floor", stack.enter_context(FloorServer()).uri, only=("SELECT 1",)),
         ]
         task = {"peers": peers, "queries": _queries(count, scale)}
         client = subprocess.run(
@@ -110,6 +112,8 @@ def _query(name: str, sql: str, *, rounds: int, calls: int, warm_up: int) -> dic
 def _figures(query: str, found: dict[str, Any]) -> list[Figure]:
     figures = []
     for peer, queries in found.items():
+        if query not in queries:
+            continue
         cycles, answers = queries[query]["cycle_ms"], queries[query]["answer_ms"]
         p50, p99 = np.percentile(cycles, [50, 99])
         beside = f"p99 {p99:,.2f}, {len(cycles)} calls; to the answer alone p50 {np.median(answers):,.2f}"
@@ -120,7 +124,7 @@ def _figures(query: str, found: dict[str, Any]) -> list[Figure]:
 def _check_answers(found: dict[str, Any]) -> None:
     """All must have answered the same, or the figures compare different work."""
     for query in found["K2"]:
-        answers = {peer: queries[query]["first"] for peer, queries in found.items()}
+        answers = {peer: queries[query]["first"] for peer, queries in found.items() if query in queries}
         different = [peer for peer, answer in answers.items() if answer != answers["K2"]]
         if different:
             raise RuntimeError(f"{query}: {', '.join(different)} did not answer as K2 did: {answers}"[:2000])
@@ -137,7 +141,9 @@ def _peer(
     driver: str = _FLIGHT_SQL,
     options: dict[str, str] | None = None,
     setup: Sequence[str] = (),
+    only: Sequence[str] = (),
 ) -> dict[str, Any]:
+    """`only` are the queries that it is asked; without, all."""
     return {
         "name": name,
         "uri": uri,
@@ -145,6 +151,7 @@ def _peer(
         "driver": driver,
         "options": options or {},
         "setup": list(setup),
+        "only": list(only),
     }
 
 

@@ -26,7 +26,7 @@ from k2.broker import EmbeddedBroker
 from sink.table import IcebergTable, WrittenFiles
 from tests.performance.bench_flight import fill
 from tests.performance.figures import Figure, times_ms
-from tests.performance.k2_server import K2Server
+from tests.performance.k2_server import FloorServer, K2Server
 from tests.performance.market_data import rows
 from tests.performance.point_clients import Report, asker, run_clients
 from tests.support.processes import Process
@@ -38,6 +38,7 @@ _POINT = (
     "AND event_time >= TIMESTAMPTZ '{begin}' AND event_time < TIMESTAMPTZ '{begin}' + INTERVAL 30 MINUTE"
 )
 _BULK = "SELECT symbol, event_time, price, quantity FROM market.trades"
+_KINDS = ("adbc", "flight")
 _CLIENTS, _SECONDS, _CALLS = 100, 20.0, 200
 #: The large table: a year, in commits that were not expired.
 _COMMITS, _FILES_EACH, _FILE_ROWS = 1_000, 10, 1_000
@@ -45,7 +46,15 @@ _HOT_ROWS, _HOT_HOURS = 1_000_000, 4
 
 
 def run(scale: float) -> list[Figure]:
-    return [*_files(scale), *_memory(scale), *_planning(scale)]
+    return [*_floor(scale), *_files(scale), *_memory(scale), *_planning(scale)]
+
+
+def _floor(scale: float) -> list[Figure]:
+    """What the clients and the transport take by themselves."""
+    where, statement = "of a server that does nothing", "SELECT 1"
+    with FloorServer() as server:
+        figures = _one_client(server, statement, where, None, "one ready row")
+        return figures + [_throughput(server, kind, statement, where, scale)[0] for kind in _KINDS]
 
 
 def _files(scale: float) -> list[Figure]:
@@ -107,14 +116,15 @@ def _planning(scale: float) -> list[Figure]:
     ]
 
 
-def _one_client(server: K2Server, statement: str, where: str, local: object, beside: str) -> list[Figure]:
+def _one_client(server: K2Server | FloorServer, statement: str, where: str, local: object, beside: str) -> list[Figure]:
     figures = []
-    for kind in ("adbc", "flight"):
+    for kind in _KINDS:
         ask, close = asker(server.uri, kind, statement)
         times_ms(ask, 20)
-        begun_s = server.cpu_s()
+        begun_s, own_s = server.cpu_s(), time.process_time()
         taken = times_ms(ask, _CALLS, warm_up=0)
         cpu_ms = (server.cpu_s() - begun_s) * 1000 / _CALLS
+        own_ms = (time.process_time() - own_s) * 1000 / _CALLS
         if callable(local):
             assert ask().to_pylist() == local().to_pylist(), "the two engines do not agree"
             beside_ms = f"in-process {np.median(times_ms(local, _CALLS, warm_up=20)):.2f} ms, {beside}"
@@ -128,51 +138,57 @@ def _one_client(server: K2Server, statement: str, where: str, local: object, bes
                 f"point query {where}, {kind}, p50",
                 float(p50),
                 "ms",
-                f"p99 {p99:.2f}; {_cpu(cpu_ms)}; {beside_ms}",
+                f"p99 {p99:.2f}; {_cpu(cpu_ms, own_ms)}; {beside_ms}",
             )
         )
     return figures
 
 
 def _many_clients(server: K2Server, statement: str, where: str, scale: float) -> list[Figure]:
-    seconds = max(3.0, _SECONDS * min(1.0, scale))
     figures = []
-    for kind in ("adbc", "flight"):
-        begun_s = server.cpu_s()
-        report = run_clients(server.uri, kind, statement, clients=_CLIENTS, seconds=seconds)
-        cpu_ms = (server.cpu_s() - begun_s) * 1000 / len(report.taken_ms)
-        figures.append(_throughput(report, f"{_CLIENTS} clients, point query {where}, {kind}", cpu_ms))
-    alone = np.percentile(report.taken_ms, 99)
+    for kind in _KINDS:
+        figure, alone = _throughput(server, kind, statement, where, scale)
+        figures.append(figure)
     with _reading_all(server.uri) as rounds:
-        report = run_clients(server.uri, "flight", statement, clients=_CLIENTS, seconds=seconds)
+        report = run_clients(server.uri, "flight", statement, clients=_CLIENTS, seconds=_seconds(scale))
     beside = np.percentile(report.taken_ms, 99)
     return [
         *figures,
         Figure(
             "read view",
             f"the same with a bulk reader beside, {where}: p99, times that without",
-            float(beside / alone),
+            float(beside / np.percentile(alone.taken_ms, 99)),
             "x",
             f"p99 {beside:.0f} ms, {report.per_second:.0f}/s, {len(report.errors)} errors; {len(rounds)} bulk reads",
         ),
     ]
 
 
-def _throughput(report: Report, name: str, cpu_ms: float) -> Figure:
+def _throughput(
+    server: K2Server | FloorServer, kind: str, statement: str, where: str, scale: float
+) -> tuple[Figure, Report]:
+    begun_s = server.cpu_s()
+    report = run_clients(server.uri, kind, statement, clients=_CLIENTS, seconds=_seconds(scale))
+    cpu_ms = (server.cpu_s() - begun_s) * 1000 / len(report.taken_ms)
     p50, p99 = np.percentile(report.taken_ms, [50, 99])
     errors = f"{len(report.errors)} errors {report.errors[:2]}" if report.errors else "no error"
-    return Figure(
+    figure = Figure(
         "read view",
-        name,
+        f"{_CLIENTS} clients, point query {where}, {kind}",
         report.per_second,
         "/s",
-        f"p50 {p50:.0f}, p99 {p99:.0f} ms; {_cpu(cpu_ms)}, clients {report.cpu_ms:.2f} ms; {errors}",
+        f"p50 {p50:.0f}, p99 {p99:.0f} ms; {_cpu(cpu_ms, report.cpu_ms)}; {errors}",
     )
+    return figure, report
 
 
-def _cpu(milliseconds: float) -> str:
+def _seconds(scale: float) -> float:
+    return max(3.0, _SECONDS * min(1.0, scale))
+
+
+def _cpu(server_ms: float, client_ms: float) -> str:
     """Processor time says how dear a query is where other work takes its part of the cores; times on a wall do not."""
-    return f"CPU a query: server {milliseconds:.2f} ms"
+    return f"CPU a query: server {server_ms:.2f}, client {client_ms:.2f} ms"
 
 
 @contextlib.contextmanager

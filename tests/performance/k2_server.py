@@ -1,4 +1,4 @@
-"""The server under measurement, as its users start it."""
+"""The server under measurement, as its users start it; and one that does nothing, to be measured beside it."""
 
 from __future__ import annotations
 
@@ -10,26 +10,15 @@ import psutil
 from tests.support.processes import Process
 
 
-class K2Server:
-    """`k2 serve` as a process of its own, over the lake in `folder`; `env` goes on top of this process's.
+class _Server:
+    """A server as a process of its own; `uri` is where it is."""
 
-    It keeps no results unless `env` says so: the same query again and again would measure the keeping.
-    """
+    _process: Process
+    uri = ""
 
-    def __init__(self, folder: Path, **env: str) -> None:
-        self._folder = folder
-        self._env = {"K2_TELEMETRY_LOG_LEVEL": "warning", "K2_FLIGHT_RESULT_CACHE_BYTES_MAX": "0"} | env
-        self.uri = ""
-
-    def __enter__(self) -> K2Server:
-        self._process = Process("serve", "--data-dir", str(self._folder), "--port", "0", env=self._env)
-        self.uri = self._process.wait_for(r"Flight SQL at (\S+)")[1]
-        return self
-
-    @property
-    def metrics_uri(self) -> str:
-        """Where its metrics are, when K2_TELEMETRY_METRICS_PORT was set."""
-        return self._process.wait_for(r"metrics at (\S+)")[1]
+    def _started(self, process: Process) -> None:
+        self._process = process
+        self.uri = process.wait_for(r"Flight SQL at (\S+)")[1]
 
     def __exit__(self, *_: object) -> None:
         self._process.stop()
@@ -47,3 +36,31 @@ class K2Server:
     def threads(self) -> int:
         """Threads of the server process."""
         return int(psutil.Process(self._process.pid).num_threads())
+
+
+class K2Server(_Server):
+    """`k2 serve` as a process of its own, over the lake in `folder`; `env` goes on top of this process's.
+
+    It keeps no results unless `env` says so: the same query again and again would measure the keeping.
+    """
+
+    def __init__(self, folder: Path, **env: str) -> None:
+        self._folder = folder
+        self._env = {"K2_TELEMETRY_LOG_LEVEL": "warning", "K2_FLIGHT_RESULT_CACHE_BYTES_MAX": "0"} | env
+
+    def __enter__(self) -> K2Server:
+        self._started(Process("serve", "--data-dir", str(self._folder), "--port", "0", env=self._env))
+        return self
+
+    @property
+    def metrics_uri(self) -> str:
+        """Where its metrics are, when K2_TELEMETRY_METRICS_PORT was set."""
+        return self._process.wait_for(r"metrics at (\S+)")[1]
+
+
+class FloorServer(_Server):
+    """A server that does nothing; see floor_server."""
+
+    def __enter__(self) -> FloorServer:
+        self._started(Process(env={}, module="tests.performance.floor_server"))
+        return self

@@ -1,10 +1,10 @@
 """The client of the benchmark `peers`, run by the Python of its throw-away environment: all peers in one process.
 
-Reads a JSON object on stdin: `peers` (name, driver, uri, options, setup: statements to run first, table) and `queries`
-(name, sql with {table}, rounds, calls in each round, warm_up). Prints one: peer -> query -> `cycle_ms` and `answer_ms`,
-one number a call, and `first`, what the first call returned, to be compared. A cycle is execute and fetch on a cursor
-that is used again, the release of the result before included; an answer ends when the table is there and leaves the
-release out.
+Reads a JSON object on stdin: `peers` (name, driver, uri, options, setup: statements to run first, table, only: the names
+of the queries that it is asked, none for all) and `queries` (name, sql with {table}, rounds, calls in each round,
+warm_up). Prints one: peer -> query -> `cycle_ms` and `answer_ms`, one number a call, and `first`, what the first call
+returned, to be compared. A cycle is execute and fetch on a cursor that is used again, the release of the result before
+included; an answer ends when the table is there and leaves the release out.
 """
 
 from __future__ import annotations
@@ -74,7 +74,8 @@ def main() -> None:
                 if hasattr(cursor, "fetch_arrow_table"):
                     cursor.fetch_arrow_table()
         for query in task["queries"]:
-            texts = {peer["name"]: query["sql"].format(table=peer["table"]) for peer in task["peers"]}
+            asked = [peer for peer in task["peers"] if not peer["only"] or query["name"] in peer["only"]]
+            texts = {peer["name"]: query["sql"].format(table=peer["table"]) for peer in asked}
             for name, sql in texts.items():  # the first call is not counted: caches, plans
                 first = plain(fetched(cursors[name], sql))
                 found[name][query["name"]] = {"first": first, "cycle_ms": [], "answer_ms": []}
