@@ -9,8 +9,9 @@ everybody.
 
 from __future__ import annotations
 
+import itertools
 import re
-from collections.abc import Iterator, Set
+from collections.abc import Iterator, Sequence, Set
 from dataclasses import dataclass, replace
 from enum import Enum
 
@@ -30,7 +31,7 @@ from flight_server.engine.control import (
 )
 from flight_server.engine.errors import translated
 from flight_server.engine.file_names import refuse_files
-from flight_server.engine.tokens import outermost, tokens_of
+from flight_server.engine.tokens import Token, outermost, tokens_of
 
 #: The function that says which cut the statement is of, so that it has one even when it reads no table.
 CUT = "k2_cut"
@@ -127,7 +128,6 @@ _ADVICE = {
 }
 _ZONE_ASKED = re.compile(r"\bcurrent_setting\s*\(\s*'timezone'\s*\)", re.IGNORECASE)
 _SPACE = re.compile(r"(?:\s|--[^\n]*(?:\n|\Z)|/\*.*?\*/)*", re.DOTALL)
-_WORD = re.compile(r'"(?P<quoted>(?:[^"]|"")*)"|[^\W\d]\w*')
 _EXPLAIN = re.compile(r"explain\b", re.IGNORECASE)
 _EXPLAIN_OPTION = re.compile(r"(?:analyze|analyse)\b|\([^()]*\)", re.IGNORECASE)
 _NAMES_TABLE = re.compile(r"\b(?:from|join|table|pivot|unpivot|describe|desc|summarize|show|explain)\b", re.IGNORECASE)
@@ -175,13 +175,14 @@ def parse(sql: str, parser: duckdb.DuckDBPyConnection, table_functions: Set[str]
         return Statement(text, text, StatementKind.TRANSACTION, (), False, detail=transaction_of(text))
     if statement.type != duckdb.StatementType.SELECT and statement.type not in _CHANGES:
         raise _refusal(statement.type)
-    words = _checked_words(text, table_functions)
-    refuse_files(tokens_of(text), is_change=statement.type in _CHANGES)
+    tokens: Sequence[Token] = tokens_of(text)
+    words = _checked_words(text, tokens, table_functions)
+    refuse_files(tokens, is_change=statement.type in _CHANGES)
     parameters = _in_order(statement.named_parameters, text)
     if statement.type in _CHANGES:
         change = change_of(text, statement.type)
         return Statement(change.scratch_text, text, StatementKind.CHANGE, parameters, True, words, detail=change)
-    query = _without_end(text)
+    query, tokens = _without_end(text, tokens)
     return Statement(
         text=text,
         query=query,
@@ -189,8 +190,8 @@ def parse(sql: str, parser: duckdb.DuckDBPyConnection, table_functions: Set[str]
         parameters=parameters,
         reads_tables=_NAMES_TABLE.search(query) is not None or CUT in words,
         words=words,
-        calls=frozenset(word for word, following in _words(text) if following == "("),
-        is_ordered=any(token.says("order") for token in outermost(tokens_of(query))),
+        calls=frozenset(word for word, is_called in _words(tokens) if is_called),
+        is_ordered=any(token.says("order") for token in outermost(tokens)),
     )
 
 
@@ -223,35 +224,31 @@ def _skip(text: str, position: int) -> int:
     return space.end() if space else position
 
 
-def _without_end(text: str) -> str:
-    """The statement without the semicolon and the comments after it, so that it can stand in a subquery."""
-    tokens = duckdb.tokenize(text)
-    while tokens and text.encode()[tokens[-1][0] : tokens[-1][0] + 1] == b";":
-        text = text.encode()[: tokens.pop()[0]].decode()
-    return text
+def _without_end(text: str, tokens: Sequence[Token]) -> tuple[str, Sequence[Token]]:
+    """The statement without the semicolon and the comments after it, so that it can stand in a subquery; its tokens."""
+    count = len(tokens)
+    while count and tokens[count - 1].sign == ";":
+        count -= 1
+    if count == len(tokens):
+        return text, tokens
+    return text.encode()[: tokens[count].start].decode(), tokens[:count]
 
 
-def _words(text: str) -> Iterator[tuple[str, str]]:
-    """Each name of the text, lower case and unquoted, with the character that follows it; strings left out."""
-    data = text.encode()
-    tokens = duckdb.tokenize(text)
-    for index, (start, kind) in enumerate(tokens):
-        end = tokens[index + 1][0] if index + 1 < len(tokens) else len(data)
-        if kind != duckdb.token_type.string_const or data[start : start + 1] == b'"':
-            word = _WORD.match(data[start:end].decode(errors="replace"))
-            following = data[end : end + 1].decode(errors="replace")
-            if word is not None:
-                yield (word["quoted"] or word.group()).replace('""', '"').lower(), following
+def _words(tokens: Sequence[Token]) -> Iterator[tuple[str, bool]]:
+    """Each name, lower case and unquoted, and whether a parenthesis follows it; strings are none."""
+    for token, following in itertools.zip_longest(tokens, tokens[1:]):
+        if token.name is not None:
+            yield token.name.lower(), following is not None and following.sign == "("
 
 
-def _checked_words(text: str, table_functions: Set[str]) -> frozenset[str]:
+def _checked_words(text: str, tokens: Sequence[Token], table_functions: Set[str]) -> frozenset[str]:
     """Every name in the text, none of which is a function that is not allowed."""
     # The one setting that is no secret; with it out of the text any other mention of the function is refused.
     rest, asked = _ZONE_ASKED.subn("'timezone'", text)
     words = {"current_setting"} if asked else set()
-    for word, following in _words(rest):
+    for word, is_called in _words(tokens_of(rest) if asked else tokens):
         words.add(word)
-        refused = word in table_functions and word not in _TABLE_FUNCTIONS and following == "("
+        refused = is_called and word in table_functions and word not in _TABLE_FUNCTIONS
         if refused or word in _REFUSED_NAMES:
             raise PermissionDenied(f"the function {word} is not allowed; K2's SQL reads its own tables only")
     return frozenset(words)
