@@ -19,21 +19,14 @@ from flight_server.access.gate import Gate
 from flight_server.protocol.commands import ACTION_BODIES, decode_command, name_of
 from flight_server.service.actions import Actions
 from flight_server.service.commands import Call, Statements, handler_of, query_handlers
-from flight_server.service.middleware import (
-    CALL,
-    CallFactory,
-    Handshakes,
-    call_of,
-    caller_of,
-    principal_of,
-    revoke_session_token,
-)
+from flight_server.service.middleware import Arrived, CallFactory, Handshakes, arrived
 from flight_server.service.prepared import PreparedStatements
 from flight_server.service.puts import Puts
 from flight_server.service.status import on_the_wire
 from flight_server.service.tls import Transport
 
-_EXPIRY = pa.timestamp("us", "UTC")
+#: What FlightEndpoint makes of any other time, by a cast.
+_EXPIRY = pa.timestamp("ns")
 
 
 class FlightSqlServer(flight.FlightServerBase):  # type: ignore[misc]
@@ -70,7 +63,7 @@ class FlightSqlServer(flight.FlightServerBase):  # type: ignore[misc]
             tls_certificates=list(transport.certificates) or None,
             verify_client=transport.client_ca is not None,
             root_certificates=transport.client_ca,
-            middleware={CALL: CallFactory(gate)},
+            middleware={"call": CallFactory(gate)},
         )
 
     # -- what Flight SQL uses
@@ -93,7 +86,7 @@ class FlightSqlServer(flight.FlightServerBase):  # type: ignore[misc]
         """Kept for the tickets of the same second: making a time for pyarrow takes 30 µs."""
         kept = self._expiry
         if kept is None or kept[0] != expires_us:
-            kept = self._expiry = (expires_us, pa.scalar(expires_us, _EXPIRY))
+            kept = self._expiry = (expires_us, pa.scalar(expires_us * 1_000, _EXPIRY))
         return kept[1]
 
     def get_schema(self, context: flight.ServerCallContext, descriptor: flight.FlightDescriptor) -> flight.SchemaResult:
@@ -121,7 +114,7 @@ class FlightSqlServer(flight.FlightServerBase):  # type: ignore[misc]
         with self._call(context, "DoAction") as call:
             call.command = str(action.type) if action.type in ACTION_BODIES else "unknown"
             if action.type == "CloseSession":
-                revoke_session_token(context)
+                call.arrived.credentials.revoke(context)
             return self._actions.run(action, call.of(context))
 
     def list_actions(self, context: flight.ServerCallContext) -> list[flight.ActionType]:
@@ -141,12 +134,12 @@ class FlightSqlServer(flight.FlightServerBase):  # type: ignore[misc]
     @contextmanager
     def _call(self, context: flight.ServerCallContext, method: str, *, flight_errors: bool = True) -> Iterator[_Call]:
         started_s = time.perf_counter()
-        correlation_id = call_of(context).correlation_id
-        call = _Call(self._log, correlation_id)
+        call = _Call(self._log)
         status = "ok"
         try:
-            with correlation(correlation_id):
-                principal_of(context)
+            call.arrived = arrived(context)
+            with correlation(call.arrived.correlation_id):
+                call.arrived.credentials.admission(context)
                 yield call
         except Exception as error:  # noqa: BLE001  (whatever it is, it must not leave with a traceback)
             status = type(error).__name__ if isinstance(error, K2Error) else "Internal"
@@ -166,21 +159,23 @@ class FlightSqlServer(flight.FlightServerBase):  # type: ignore[misc]
 
 
 class _Call:
-    """One call: the name of what it carries, once known, and a log that says which call it is."""
+    """One call: what came with it, the name of what it carries, once known, and a log that says which call it is."""
 
-    def __init__(self, log: Any, correlation_id: str) -> None:
+    arrived: Arrived
+
+    def __init__(self, log: Any) -> None:
         self.command = "unknown"
         self._log = log
-        self._correlation_id = correlation_id
 
     @property
     def log(self) -> Any:
         """Bound by hand: streams go on after the call's own context has ended."""
-        return self._log.bind(correlation_id=self._correlation_id)
+        found = getattr(self, "arrived", None)
+        return self._log if found is None else self._log.bind(correlation_id=found.correlation_id)
 
     def of(self, context: flight.ServerCallContext) -> Call:
         """The call as handlers take it. Raises Unauthenticated."""
-        return Call(caller_of(context), context.is_cancelled, lambda: self.log)
+        return Call(self.arrived.caller(context), context.is_cancelled, lambda: self.log)
 
     def decoded(self, decode: Callable[[], Any]) -> Any:
         command = decode()

@@ -1,7 +1,7 @@
 """Which session a call belongs to, told by a cookie; every client without one is given one.
 
 Cookies are off by default in ADBC, so a session can be found by the login's token or by the connection as well: see
-`middleware.caller_of`.
+`middleware.Arrived.caller`.
 """
 
 from __future__ import annotations

@@ -5,7 +5,8 @@ The generator's `finally` runs when the result is read to its end, when it fails
 generator is started before it is handed over. A statement whose client stays but stops reading is ended by
 its deadline.
 
-pyarrow's GeneratorStream and not RecordBatchStream: only there does an error inside the stream keep its gRPC status.
+pyarrow's GeneratorStream and not RecordBatchStream: only there does an error inside the stream keep its gRPC status,
+and has a batch metadata. A whole result without a cut needs neither, and is sent without a turn of Python's lock.
 With the engine reading ahead on its own thread it is as fast (10M rows x 4 columns: 0.46 s against 0.45 to 0.55 s).
 """
 
@@ -40,6 +41,8 @@ def stream_of(
         items = _arriving(statement, log)
     else:
         batches, ended = _begun(statement)
+        if ended and statement.cut is None:
+            return table_stream(pa.Table.from_batches(batches, statement.schema))
         if ended:
             return flight.GeneratorStream(statement.schema, _whole(statement, batches))
         items = _items(statement, batches, log)
@@ -64,9 +67,7 @@ def _begun(statement: RunningStatement | ReadyResult) -> tuple[list[pa.RecordBat
 def _whole(
     statement: RunningStatement | ReadyResult, batches: list[pa.RecordBatch]
 ) -> Iterator[pa.RecordBatch | tuple[pa.RecordBatch, bytes]]:
-    """All of a result, as GeneratorStream takes it: a batch, or a batch with the metadata that travels beside it."""
-    if statement.cut is None:
-        return iter(batches)
+    """All of a result that has a cut, as GeneratorStream takes it: the cut travels beside the first batch."""
     first, *rest = batches or [empty_batch(statement.schema)]
     return iter([(first, _cut_metadata(statement)), *rest])
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 from decimal import Decimal
 
 import pyarrow as pa
@@ -180,6 +181,38 @@ def test_a_correlation_id_comes_back(served: Served) -> None:
             watched.get_schema(descriptor(sql.CommandGetCatalogs()), options)
     assert seen[0] == "trace-7"
     assert all(len(made) == 16 and made.isalnum() for made in seen[1:])
+
+
+def test_calls_at_once_keep_what_came_with_each(served: Served) -> None:
+    """Credentials travel the same way as the correlation id: from what reads the headers to the call's handler."""
+
+    class Kept(flight.ClientMiddleware):
+        def __init__(self, came: list[str]) -> None:
+            self._came = came
+
+        def received_headers(self, headers: dict[str, list[str]]) -> None:
+            self._came += headers[CORRELATION_KEY]
+
+    class Keeping(flight.ClientMiddlewareFactory):
+        def __init__(self) -> None:
+            self.came: list[str] = []
+
+        def start_call(self, info: flight.CallInfo) -> Kept:
+            return Kept(self.came)
+
+    def ask(number: int) -> tuple[list[str], list[str]]:
+        keeping = Keeping()
+        given = [f"client-{number}-{call}" for call in range(40)]
+        with flight.connect(served.uri, middleware=[keeping]) as own:
+            for one in given:
+                options = flight.FlightCallOptions(headers=[(CORRELATION_KEY.encode(), one.encode())])
+                info = own.get_flight_info(descriptor(sql.CommandStatementQuery(query="select 1")), options)
+                assert own.do_get(info.endpoints[0].ticket, options).read_all().num_rows == 1
+        return [one for one in given for _ in range(2)], keeping.came
+
+    with ThreadPoolExecutor(8) as pool:
+        for sent, came in pool.map(ask, range(8)):
+            assert came == sent
 
 
 def test_the_actions_are_listed(client: flight.FlightClient) -> None:
