@@ -1,7 +1,7 @@
 """The client of the benchmark `peers`, run by the Python of its throw-away environment: all peers in one process.
 
-Reads a JSON object on stdin: `peers` (name, driver, uri, options, setup: statements to run first, table, only: the names
-of the queries that it is asked, none for all) and `queries` (name, sql with {table}, rounds, calls in each round,
+Reads a JSON object on stdin: `peers` (name, driver, uri, options, setup: statements to run first, table, only: names of
+the queries that it is asked, none for all) and `queries` (name, sql with {table}, rounds, calls in each round,
 warm_up). Prints one: peer -> query -> `cycle_ms` and `answer_ms`, one number a call, and `first`, what the first call
 returned, to be compared. A cycle is execute and fetch on a cursor that is used again, the release of the result before
 included; an answer ends when the table is there and leaves the release out.
