@@ -471,11 +471,16 @@ class Lake:
             self._newest |= newest
 
     def _awake(self, log: KafkaLog) -> list[tuple[Dataset, Snapshot]]:
-        """The dormant datasets that have a topic, or a table with rows, and their snapshots."""
+        """The dormant datasets that have a topic, or a table with rows, and their snapshots. One whose table cannot be
+        read stays dormant, and holds up no other, nor the news of topics."""
         topics = log.topics(rf"^({MARKET}|{OPS})\.") if self._dormant else {}
         found = []
         for dataset in self._dormant:
-            snapshot = self._snapshots.newest(dataset)
+            try:
+                snapshot = self._snapshots.newest(dataset)
+            except K2Error as error:
+                self._log.warning("a further table cannot be shown", table=dataset.table, reason=str(error))
+                continue
             if snapshot.snapshot_id is not None or any(map(dataset.matches, topics)):
                 found.append((dataset, snapshot))
         return found

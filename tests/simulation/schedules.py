@@ -5,7 +5,8 @@ from __future__ import annotations
 import random
 from collections.abc import Callable
 
-from tests.simulation.world import Counts, World
+from tests.simulation.parts import Counts
+from tests.simulation.world import World
 
 Schedule = list[tuple[str, int]]
 
@@ -14,6 +15,9 @@ LENGTH = 80
 #: How often each action comes up.
 WEIGHTS: dict[str, int] = {
     "produce": 26,
+    "transact": 5,
+    "end_transaction": 6,
+    "later_release": 2,
     "hole": 2,
     "grow_topic": 1,
     "recreate_topic": 1,
@@ -24,6 +28,9 @@ WEIGHTS: dict[str, int] = {
     "sink_step": 28,
     "zombie_step": 5,
     "crash_sink": 3,
+    "bars_step": 8,
+    "crash_bars": 2,
+    "rebuild_bars": 1,
     "commit_fault": 4,
     "deliver_late": 3,
     "foreign_snapshot": 2,
@@ -39,6 +46,7 @@ WEIGHTS: dict[str, int] = {
     "hear_broker": 2,
     "refresh": 12,
     "tail_poll": 20,
+    "publication_fault": 3,
     "restart_server": 1,
     "open_query": 7,
     "open_stream": 4,
@@ -64,8 +72,7 @@ def run(schedule: Schedule) -> Counts:
     world = World()
     try:
         for name, number in schedule:
-            action: Callable[[int], None] = getattr(world, name)
-            action(number)
+            world.act(name, number)
         world.settle()
     finally:
         world.close()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import duckdb
 import pyarrow as pa
@@ -18,7 +18,7 @@ from flight_server.engine.cursors import CursorPool
 from flight_server.engine.rewrite import Tree, tree_of
 from flight_server.engine.subscriptions import Followed, Subscription
 from flight_server.storage.read_view import Cut, TableCut
-from tests.simulation.parts import SETTINGS, Row
+from tests.simulation.parts import DATASETS, NUMBER_COLUMNS, SETTINGS, Row
 
 if TYPE_CHECKING:
     from tests.simulation.world import World
@@ -33,15 +33,15 @@ class PublishedLake:
         self.world = world
 
     def cursor(self) -> Any:
-        return self.world.database.cursor()
+        return self.world.server.database.cursor()
 
     def check_ready(self) -> None:
-        if self.world.publisher.gap is not None:
-            raise self.world.publisher.gap
+        if self.world.server.publisher.gap is not None:
+            raise self.world.server.publisher.gap
 
     def stretch(self, cursor: Any, table: str, choose: Any) -> tuple[TableCut, PartitionOffsets, str]:
         self.check_ready()
-        return self.world.publisher.stretch(cursor, table, choose)
+        return self.world.server.publisher.stretch(cursor, table, choose)
 
     def listen(self, wake: Callable[[], None]) -> Callable[[], None]:
         return lambda: None
@@ -61,41 +61,48 @@ class Reader:
 class Subscribers:
     """Those of one world."""
 
+    _asked: ClassVar[dict[str, tuple[Tree, pa.Schema]]] = {}
+
     def __init__(self, world: World) -> None:
         self._world = world
         self._readers: list[Reader] = []
-        self._asked: dict[str, tuple[Tree, pa.Schema]] = {}
         self._cursors: CursorPool | None = None
 
     # -- actions
 
-    def begin(self, dataset: Dataset, number: int) -> None:
-        """From the beginning, from now, or from an earlier cut."""
-        world = self._world
-        if len(self._readers) >= _READERS_MAX or world.publisher.gap is not None:
+    def subscribe(self, number: int) -> None:
+        """A reader that goes along begins: from the beginning, from now, or from a cut of an earlier result."""
+        server, cuts = self._world.server, self._world.queries.cuts
+        shown = [dataset for dataset in DATASETS if dataset in server.datasets]
+        dataset = shown[number % len(shown)]
+        if len(self._readers) >= _READERS_MAX or server.publisher.gap is not None:
             return
         start = TableCut(None, PartitionOffsets())
         if number % 3 == 1:
-            cursor = world.database.cursor()
-            start = world.publisher.cut(cursor).tables[dataset.table]
+            cursor = server.database.cursor()
+            start = server.publisher.cut(cursor).tables[dataset.table]
             cursor.close()
-        elif number % 3 == 2 and world.cuts:
-            start = world.cuts[number % len(world.cuts)].tables[dataset.table]
+        elif number % 3 == 2 and cuts:
+            start = cuts[number % len(cuts)].tables.get(dataset.table, start)
         reader = Reader(dataset, start.offsets, self._subscription(dataset, start))
         reader.marks.append((reader.subscription.cut, 0))
         self._readers.append(reader)
 
     def advance(self, number: int) -> None:
+        """It reads on for a bounded stretch: each row exactly once, whatever happened since the last one."""
         if self._readers:
             self.read(self._readers[number % len(self._readers)])
 
     def reconnect(self, number: int) -> None:
+        """Its connection is lost, some batches perhaps with it; it goes on from the last that it has."""
         if self._readers:
             self._go_on(self._readers[number % len(self._readers)], number)
 
     def settle(self, last: Cut) -> None:
         """Each comes to the end of the log."""
         for reader in self._readers:
+            if reader.dataset not in self._world.server.datasets:
+                continue  # its topic went before anything of it was committed
             while self.read(reader):
                 pass
             assert self._at(reader).covers(last.tables[reader.dataset.table].offsets), "a subscriber is behind the log"
@@ -105,7 +112,7 @@ class Subscribers:
             self._cursors.close()
 
     def server_started(self) -> None:
-        self._cursors = CursorPool(self._world.database.cursor)
+        self._cursors = CursorPool(self._world.server.database.cursor)
         for reader in self._readers:
             self._go_on(reader, 0)
 
@@ -113,12 +120,13 @@ class Subscribers:
 
     def read(self, reader: Reader) -> bool:
         """One stretch; False when there was nothing to be had."""
-        if self._world.publisher.gap is not None:
+        server = self._world.server
+        if server.publisher.gap is not None or reader.dataset not in server.datasets:
             return False
         try:
             batch = reader.subscription.advance()
         except SnapshotExpired:
-            assert self._world.gone, "no file was deleted"
+            assert self._world.tables.gone, "no file was deleted"
             self._go_on(reader, 0)
             return False
         if batch is None:
@@ -139,7 +147,8 @@ class Subscribers:
         self._world.counts.reconnects += 1
 
     def _compare(self, reader: Reader) -> None:
-        wanted = [row for row in self._world.between(reader.dataset, reader.start, self._at(reader)) if row[3] % 3]
+        rows = self._world.truth.between(reader.dataset, reader.start, self._at(reader))
+        wanted = [row for row in rows if row[3] % 3]
         assert sorted(reader.rows) == wanted, f"a subscriber of {reader.dataset.table} was not given each row once"
         for partition in {row[:2] for row in reader.rows}:
             offsets = [row[2] for row in reader.rows if row[:2] == partition]
@@ -151,12 +160,13 @@ class Subscribers:
 
     def _followed(self, dataset: Dataset) -> Followed:
         if dataset.name not in self._asked:
+            number = NUMBER_COLUMNS[dataset.name]
             text = (
-                f"SELECT _kafka_topic AS t, _kafka_partition, _kafka_offset, {dataset.id_column} FROM {dataset.table} "
-                f"WHERE {dataset.id_column} % 3 <> 0"
+                f"SELECT _kafka_topic AS t, _kafka_partition, _kafka_offset, {number} FROM {dataset.table} "
+                f"WHERE {number} % 3 <> 0"
             )
             columns = table_schema(dataset.schema_name)
-            names = {"t": "_kafka_topic"} | {n: n for n in ("_kafka_partition", "_kafka_offset", dataset.id_column)}
+            names = {"t": "_kafka_topic"} | {n: n for n in ("_kafka_partition", "_kafka_offset", number)}
             schema = pa.schema([pa.field(name, columns.field(column).type) for name, column in names.items()])
             with duckdb.connect() as parser:
                 self._asked[dataset.name] = tree_of(text, parser), schema

@@ -10,12 +10,13 @@ from hypothesis import settings as trials
 from hypothesis import strategies as st
 
 from common.datasets import QUOTES, TRADES
-from tests.simulation.world import ENCODERS, NAMES, World
+from tests.simulation.producers import ENCODERS, NAMES
+from tests.simulation.world import World
 from tests.support.records import quote, trade
 
 TOPIC = NAMES[0]
 VALID = [ENCODERS[TOPIC].encode(trade(number, vendor_data={"k": "v"} if number % 2 else None)) for number in range(4)]
-OTHERS = [ENCODERS[name].encode(quote(1)) for name in NAMES if name.split(".")[2] == QUOTES.name]
+OTHERS = [ENCODERS[name].encode(quote(1)) for name in NAMES if QUOTES.matches(name)]
 
 
 @st.composite
@@ -60,21 +61,21 @@ def test_the_same_records_with_the_same_values_and_the_same_refusals(messages: l
     try:
         for number, message in enumerate(messages):
             world.log.append(TOPIC, message, number % 2)
-        world.tail_poll(0)
+        world.server.tail_poll(0)
         in_tail = rows(world)
-        refused = world.publisher.records_refused()[TRADES.name]
+        refused = world.server.publisher.records_refused()[TRADES.name]
         for _ in range(2):
             world.clock.advance(10.0)
-            world.sinks[TRADES.name].step()
-        store = world.stores[TRADES.name]
+            world.sinks.workers[TRADES.name].step()
+        store = world.tables.stores[TRADES.name]
         in_table = sorted(store.rows(), key=position)
         assert in_tail == in_table
         assert len(in_table) + refused == len(messages)
-        letters = {(letter.partition, letter.offset): letter.value for letter in world.letters.written}
+        letters = {(letter.partition, letter.offset): letter.value for letter in world.sinks.letters.written}
         taken = {(row["_kafka_partition"], row["_kafka_offset"]) for row in in_table}
         sent = {(number % 2, number // 2): message for number, message in enumerate(messages)}
         assert letters == {at: message for at, message in sent.items() if at not in taken}, "refused here, taken there"
-        world.refresh(1)
+        world.server.refresh(1)
         assert rows(world) == in_table, "after the commit the server shows the same"
     finally:
         world.close()
@@ -82,7 +83,7 @@ def test_the_same_records_with_the_same_values_and_the_same_refusals(messages: l
 
 def rows(world: World) -> list[dict[str, Any]]:
     """All columns of what the server shows; strings of DuckDB's own kinds as plain ones."""
-    cursor = world.database.cursor()
+    cursor = world.server.database.cursor()
     try:
         shown: pa.Table = cursor.execute("SELECT * FROM market.trades").to_arrow_table()
     finally:
