@@ -1,4 +1,4 @@
-"""Jars from Maven Central for tests, once: they lie in the user's cache folder afterwards."""
+"""Jars and archives from Maven Central for tests, once: they lie in the user's cache folder afterwards."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import re
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from tests.support.missing import MissingTool
@@ -20,7 +20,7 @@ JVM_OPTIONS = (
     "-XX:TieredStopAtLevel=1",
     "-Dorg.slf4j.simpleLogger.defaultLogLevel=warn",
 )
-_GOAL = "org.apache.maven.plugins:maven-dependency-plugin:3.6.1:copy-dependencies"
+_PLUGIN = "org.apache.maven.plugins:maven-dependency-plugin:3.6.1"
 _POM = """<project xmlns="http://maven.apache.org/POM/4.0.0">
   <modelVersion>4.0.0</modelVersion>
   <groupId>k2.tests</groupId>
@@ -50,16 +50,38 @@ def jars(name: str, artifacts: Iterable[str]) -> Path:
 
     Raises MissingTool.
     """
+
+    def fill(work: Path, filling: Path) -> list[str]:
+        pom = work / "pom.xml"
+        pom.write_text(_POM.format(dependencies="\n".join(map(_dependency, artifacts))))
+        goal = [f"{_PLUGIN}:copy-dependencies", f"-DoutputDirectory={filling}", "-DincludeScope=runtime"]
+        return ["-f", str(pom), *goal]
+
+    return _kept(name, fill)
+
+
+def unpacked(name: str, artifact: str) -> Path:
+    """The folder `name` with what an archive (group:artifact:version:type:classifier) holds. Raises MissingTool."""
+
+    def fill(_work: Path, filling: Path) -> list[str]:
+        return [f"{_PLUGIN}:unpack", f"-Dartifact={artifact}", f"-DoutputDirectory={filling}"]
+
+    return _kept(name, fill)
+
+
+def _kept(name: str, fill: Callable[[Path, Path], list[str]]) -> Path:
+    """The folder `name` in the cache. Where there is none Maven fills it: `fill` gives its arguments for a folder to
+    work in and the one to fill.
+    """
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "k2"
     complete = cache / name
     if complete.is_dir():
         return complete
     cache.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=cache) as work:
-        pom, filling = Path(work) / "pom.xml", Path(work) / "jars"
-        pom.write_text(_POM.format(dependencies="\n".join(map(_dependency, artifacts))))
-        command = ["mvn", "-q", "-B", "-f", str(pom), _GOAL, f"-DoutputDirectory={filling}", "-DincludeScope=runtime"]
-        resolved = subprocess.run(command, capture_output=True, text=True, check=False)
+        filling = Path(work) / "filling"
+        command = ["mvn", "-q", "-B", *fill(Path(work), filling)]
+        resolved = subprocess.run(command, cwd=work, capture_output=True, text=True, check=False)
         if resolved.returncode != 0:
             lines = (resolved.stdout + resolved.stderr).strip().splitlines() or ["it said nothing"]
             raise MissingTool(f"Maven could not resolve {name}: {lines[0][:300]}")

@@ -89,7 +89,13 @@ def _variables(option: click.Parameter) -> list[str]:
 
 def test_variables_that_the_documents_name_are_settings() -> None:
     known = {f"{s.model_config['env_prefix']}{name.upper()}" for s in ALL_SETTINGS for name in s.model_fields}
-    of_the_tests = {"K2_REQUIRE_KAFKA", "K2_REQUIRE_CATALOGS", "K2_REQUIRE_CLIENTS", "K2_REQUIRE_S3"}
+    of_the_tests = {
+        "K2_REQUIRE_KAFKA",
+        "K2_REQUIRE_CATALOGS",
+        "K2_REQUIRE_CLIENTS",
+        "K2_REQUIRE_REGISTRY",
+        "K2_REQUIRE_S3",
+    }
     query = cli.get_command(click.Context(cli), "query")
     assert query is not None
     of_the_client = {name for option in query.params for name in _variables(option)} | {
