@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any, Self
 
 from pyiceberg.catalog import Catalog, load_catalog
@@ -178,15 +178,23 @@ def metadata_locations(catalog: Catalog, namespace: str) -> dict[str, str | None
 
     Raises what the catalog raises, but for a namespace that does not exist, which has no tables.
     """
+    found = locations_in(catalog, (namespace,))
+    return {name.removeprefix(f"{namespace}."): location for name, location in found.items()}
+
+
+def locations_in(catalog: Catalog, namespaces: Collection[str]) -> dict[str, str | None]:
+    """As `metadata_locations`, of several namespaces and by the tables' full names; of an SQL catalog still one query,
+    so that all of it is of one moment."""
     if isinstance(catalog, SqlCatalog):
-        query = select(IcebergTables.table_name, IcebergTables.metadata_location).where(
-            IcebergTables.catalog_name == catalog.name, IcebergTables.table_namespace == namespace
+        query = select(IcebergTables.table_namespace, IcebergTables.table_name, IcebergTables.metadata_location).where(
+            IcebergTables.catalog_name == catalog.name, IcebergTables.table_namespace.in_(namespaces)
         )
         only_tables = catalog._iceberg_type_filter()
         with Session(catalog.engine) as session:
             rows = session.execute(query if only_tables is None else query.where(only_tables)).all()
-        return {row.table_name: row.metadata_location for row in rows}
-    try:
-        return {identifier[-1]: None for identifier in catalog.list_tables(namespace)}
-    except NoSuchNamespaceError:
-        return {}
+        return {f"{row.table_namespace}.{row.table_name}": row.metadata_location for row in rows}
+    found: dict[str, str | None] = {}
+    for namespace in namespaces:
+        with contextlib.suppress(NoSuchNamespaceError):
+            found |= {f"{namespace}.{identifier[-1]}": None for identifier in catalog.list_tables(namespace)}
+    return found

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from prometheus_client import CollectorRegistry, Gauge, Histogram
+from prometheus_client import CollectorRegistry
 
 from common.clock import Clock, SystemClock
 from common.datasets import BARS, CORE_DATASETS, MARKET, OPS, OPTIONAL_DATASETS, TRADES, Bars, Dataset, log_table
@@ -39,6 +39,7 @@ from flight_server.storage.research import ResearchTables
 from flight_server.storage.research_views import ResearchViews
 from flight_server.storage.snapshots import IcebergSnapshots, LoadedTables
 from flight_server.storage.tail import Publisher
+from flight_server.storage.tail_metrics import TailMetrics
 
 
 @dataclass(frozen=True)
@@ -111,14 +112,7 @@ class Lake:
         self._threads: list[threading.Thread] = []
         self._rows_published = 0
         self.failure: BaseException | None = None
-        metrics = registry or CollectorRegistry()
-        self._tail_rows = Gauge("k2_tail_rows", "Rows held beyond the snapshot", ["table"], registry=metrics)
-        self._freshness = Histogram(
-            "k2_freshness_seconds",
-            "From reading a record off the socket to its being visible to queries, slowest row of each publication",
-            registry=metrics,
-            buckets=(0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10),
-        )
+        self._metrics = TailMetrics(self._held, registry or CollectorRegistry())
 
     # -- the engine's side
 
@@ -285,6 +279,9 @@ class Lake:
         """
         self._research_views.publish()
 
+    def _held(self) -> dict[str, int]:
+        return {} if self._publisher is None else self._publisher.tail_rows()
+
     def _shown(self, dataset: Dataset) -> pa.Schema:
         """The columns that a table has now."""
         if self._publisher is None or isinstance(dataset, Bars):
@@ -303,7 +300,8 @@ class Lake:
         self._datasets += tuple(dataset for dataset, _ in self._awake(log))
         self._dormant = tuple(dataset for dataset in self._dormant if dataset not in self._datasets)
         self._topics = (log.cluster_id(), self._list_topics(log))
-        self._newest = {dataset.name: self._snapshots.newest(dataset) for dataset in self._datasets}
+        locations = self._snapshots.locations((*self._datasets, *self._bars))
+        self._newest = {dataset.name: self._snapshots.newest(dataset, locations) for dataset in self._datasets}
         self._ask_for(self._bars)
         self.publish_research()
         self._reader = KafkaLogReader(self._kafka, client_id="k2-tail")
@@ -405,9 +403,7 @@ class Lake:
                 self._wake()
             waiting = publisher.gap is not None
             if published:
-                self._freshness.observe(publisher.slowest_us / 1e6)
-                for name, rows in publisher.tail_rows().items():
-                    self._tail_rows.labels(name).set(rows)
+                self._metrics.published(publisher.ages)
             if publisher.gap is None:
                 self._settled.set()
 
@@ -455,15 +451,15 @@ class Lake:
 
     def _ask_catalog(self) -> None:
         """The bars last: they are ahead of trades that are not known yet as seldom as may be."""
-        self._ask_for(self._datasets)
-        self._ask_for(self._bars)
+        self._ask_for((*self._datasets, *self._bars))
 
     def _ask_for(self, datasets: Sequence[Dataset]) -> None:
         """One table without news, for whatever reason, keeps the snapshot that it has, and the others get theirs."""
         newest: dict[str, Snapshot] = {}
+        locations = self._snapshots.locations(datasets)
 
         def ask(dataset: Dataset) -> None:
-            newest[dataset.name] = self._snapshots.newest(dataset)
+            newest[dataset.name] = self._snapshots.newest(dataset, locations)
 
         for dataset in datasets:
             self._guarded_news(ask, dataset)
@@ -473,11 +469,14 @@ class Lake:
     def _awake(self, log: KafkaLog) -> list[tuple[Dataset, Snapshot]]:
         """The dormant datasets that have a topic, or a table with rows, and their snapshots. One whose table cannot be
         read stays dormant, and holds up no other, nor the news of topics."""
-        topics = log.topics(rf"^({MARKET}|{OPS})\.") if self._dormant else {}
+        if not self._dormant:
+            return []
+        topics = log.topics(rf"^({MARKET}|{OPS})\.")
+        locations = self._snapshots.locations(self._dormant)
         found = []
         for dataset in self._dormant:
             try:
-                snapshot = self._snapshots.newest(dataset)
+                snapshot = self._snapshots.newest(dataset, locations)
             except K2Error as error:
                 self._log.warning("a further table cannot be shown", table=dataset.table, reason=str(error))
                 continue

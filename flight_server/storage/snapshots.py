@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Protocol
 
@@ -20,7 +20,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from common.datasets import Dataset
 from common.errors import SnapshotNotFound, Unavailable
-from common.iceberg import metadata_locations
+from common.iceberg import locations_in
 from common.offsets import SUMMARY_KEY, PartitionOffsets
 from common.schemas.arrow import field_id, plain, table_schema
 from common.settings import LakeSettings
@@ -42,10 +42,11 @@ _PATTERN = re.compile(r"[*?\[]")
 class SnapshotSource(Protocol):
     """Where snapshots come from."""
 
-    def newest(self, dataset: Dataset) -> Snapshot:
+    def newest(self, dataset: Dataset, locations: Mapping[str, str | None] | None = None) -> Snapshot:
         """The table's current snapshot; an empty Snapshot when the table does not exist or was never committed to.
 
-        Blocking. Raises Unavailable when the catalog does not answer.
+        `locations`: where the newest metadata is, where that was asked already. Blocking. Raises Unavailable when the
+        catalog does not answer.
         """
         ...
 
@@ -91,8 +92,22 @@ class IcebergSnapshots:
         #: snapshots there are, and no other Python runs meanwhile.
         self._read: dict[str, str] = {}
 
-    def newest(self, dataset: Dataset) -> Snapshot:
-        location = self._location(dataset)
+    def locations(self, datasets: Iterable[Dataset]) -> Mapping[str, str | None]:
+        """Where the newest metadata of all these tables is, for `newest`: one query where the catalog is SQL.
+
+        Blocking. Raises Unavailable when the catalog does not answer.
+        """
+        namespaces = {dataset.namespace for dataset in datasets}
+        with self._answering(", ".join(sorted(namespaces))):
+            return locations_in(self._open(), namespaces)
+
+    def newest(self, dataset: Dataset, locations: Mapping[str, str | None] | None = None) -> Snapshot:
+        known = self.locations((dataset,)) if locations is None else locations
+        if dataset.table not in known:
+            self._found.pop(dataset.table, None)
+            self._read.pop(dataset.table, None)
+            return Snapshot()
+        location = known[dataset.table]
         if location is not None and self._read.get(dataset.table) == location:
             return self._found.get(dataset.table, Snapshot())
         table = self._loaded.find(dataset.table, location) or self._load(dataset)
@@ -180,14 +195,9 @@ class IcebergSnapshots:
         self._taken[name] = {adder: taken for adder, taken in found.items() if taken is not None}
         return self._taken[name]
 
-    def _location(self, dataset: Dataset) -> str | None:
-        namespace, _, name = dataset.table.rpartition(".")
-        with self._answering(dataset):
-            return metadata_locations(self._open(), namespace).get(name)
-
     def _load(self, dataset: Dataset) -> Table | None:
         try:
-            with self._answering(dataset):
+            with self._answering(dataset.table):
                 table = self._open().load_table(dataset.table)
         except (NoSuchTableError, NoSuchNamespaceError):
             return None
@@ -195,13 +205,13 @@ class IcebergSnapshots:
         return table
 
     @contextmanager
-    def _answering(self, dataset: Dataset) -> Iterator[None]:
+    def _answering(self, what: str) -> Iterator[None]:
         try:
             yield
         except (SQLAlchemyError, OSError) as error:
             reason = str(error).splitlines()[0]
             raise Unavailable(
-                f"the catalog {self._settings.catalog_name} did not answer for {dataset.table} ({reason}); "
+                f"the catalog {self._settings.catalog_name} did not answer for {what} ({reason}); "
                 "check K2_LAKE_CATALOG_URI and that its database runs"
             ) from None
 

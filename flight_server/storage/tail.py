@@ -65,8 +65,9 @@ _CHOSEN_FILES_MAX_REMOTE = 1_000
 _SEGMENTS_PER_WINDOW = 16
 #: The columns that latencies are measured from.
 _TIMES = ("receive_time", "event_time")
-#: Publications kept for the percentiles shown by `stats`.
+#: Publications kept for the percentiles shown by `stats`, and rows of each.
 _LATENCIES_KEPT = 200
+_LATENCIES_PER_PUBLICATION = 32
 #: Messages read into one publication at most: twice this, which takes 50 ms.
 _MESSAGES_PER_POLL = 10_000
 
@@ -91,6 +92,16 @@ class _Table:
     def schema(self, snapshot: Snapshot) -> pa.Schema:
         """The same as Arrow has them."""
         return pa.schema([*table_schema(self.dataset.schema_name), *snapshot.further])
+
+
+@dataclass(frozen=True)
+class Ages:
+    """How old rows of one publication were, since their `receive_time`: the slowest when they were visible; on the
+    mean when they had been read of the log, and when they were visible."""
+
+    slowest_us: int
+    read_us: float
+    visible_us: float
 
 
 @dataclass(frozen=True)
@@ -154,8 +165,9 @@ class Publisher:
         #: Tables of which no snapshot was given yet: without it, rows of topics that are gone would be missing.
         self._unknown = {dataset.name for dataset in datasets}
         self._latencies_us: dict[str, deque[Any]] = {name: deque(maxlen=_LATENCIES_KEPT) for name in _TIMES}
-        #: The latency of the slowest row of the latest publication, from its receive_time.
-        self.slowest_us = 0
+        #: Those of the latest publication that had rows with a `receive_time`.
+        self.ages: Ages | None = None
+        self._read_us = 0
         for dataset in datasets:
             self._tables[dataset.name] = self._new_table(dataset)
         #: Another number whenever a table is shown with other columns.
@@ -477,7 +489,7 @@ class Publisher:
         """
         if self._must_reset:
             self.reset()
-        if sum(self.tail_rows().values()) >= self._settings.tail_rows_max:
+        if self._is_full():
             raise Unavailable(
                 f"the tail holds {self._settings.tail_rows_max} rows and waits for the sink to commit; check the sink"
             )
@@ -494,6 +506,11 @@ class Publisher:
 
     # -- inside
 
+    def _is_full(self) -> bool:
+        """Whether the tail holds too many rows. What is in memory is counted first: it has no offsets to compare."""
+        rows_max = self._settings.tail_rows_max
+        return sum(self.memory_rows().values()) >= rows_max and sum(self.tail_rows().values()) >= rows_max
+
     def _new_table(self, dataset: Dataset) -> _Table:
         columns = self._database.column_types(table_schema(dataset.schema_name))
         return _Table(dataset, Decoder(dataset, self._registry), {(): columns}, Snapshot(), Tail())
@@ -509,6 +526,7 @@ class Publisher:
         if batches and left_s > 0:
             batches += self._reader.poll(_MESSAGES_PER_POLL, left_s, fill=True)
         self._due_s = self._clock.monotonic_s() + self._settings.tail_publish_ms / 1000
+        self._read_us = self._clock.now_us()
         gathered: dict[str, list[pa.RecordBatch]] = {}
         for batch in joined(batches):
             partition = KafkaPartition(batch.cluster_id, batch.topic_id, batch.partitions[0])
@@ -523,7 +541,7 @@ class Publisher:
         moved = {name: self._moved(table, positions) for name, table in self._tables.items()}
         if not gathered and not any(moved.values()):
             return 0
-        self._confirm_topics()
+        self._confirm_topics({partition.topic_id for pairs in moved.values() for partition in pairs})
         self._widen_memory()
         tails: dict[str, Tail] = {}
         rows_of: dict[str, pa.Table] = {}
@@ -532,11 +550,10 @@ class Publisher:
             if rows is not None:
                 rows_of[name] = rows
             tails[name] = self._advanced(table, rows, moved[name])
-        with self._database.publication():
-            for name, rows in rows_of.items():
-                self._database.insert(self._tables[name].tail.segments[-1].relation, rows)
-            changed = [(self._numbers[p], next_offset) for pairs in moved.values() for p, next_offset in pairs.items()]
-            self._database.set_positions(self._generation, changed, [])
+        self._database.append(
+            {self._tables[name].tail.segments[-1].relation: rows for name, rows in rows_of.items()},
+            {self._numbers[p]: next_offset for pairs in moved.values() for p, next_offset in pairs.items()},
+        )
         for name, tail in tails.items():
             self._tables[name].tail = tail
         self._note_latencies(rows_of.values())
@@ -553,27 +570,30 @@ class Publisher:
         if grown:
             self._publish(grown)
 
-    def _confirm_topics(self) -> None:
-        """Raise TailGap unless all that was read was read of the topics as they are known here.
+    def _confirm_topics(self, read: Set[str]) -> None:
+        """Raise TailGap unless what was read, of topics of these ids, was read of the topics as they are known here.
 
         Kafka serves fetches by name, so of a topic made anew the new records come under the old one's positions. Ids
-        never come back: the same id after the read means the same topic during it. 0.5 ms a publication.
+        never come back: the same id after the read means the same topic during it.
         """
-        known = {topic: info.topic_id for topic, info in self._topics.items()}
-        if self._topic_ids(known) != known:
+        known = {topic: info.topic_id for topic, info in self._topics.items() if info.topic_id in read}
+        if len(known) < len(read) or self._topic_ids(known) != known:
             raise TailGap("a topic was made anew or deleted; the tail is being read again, try again")
 
     def _note_latencies(self, published: Iterable[pa.Table]) -> None:
         now_us = self._clock.now_us()
-        self.slowest_us = 0
+        received = []
         for rows in published:
             for name in _TIMES:
                 if name in rows.column_names:
                     times = rows.column(name).drop_null().cast(pa.int64()).to_numpy()
-                    if len(times):
-                        self._latencies_us[name].append(now_us - times)
-                        if name == "receive_time":
-                            self.slowest_us = max(self.slowest_us, now_us - int(times.min()))
+                    self._latencies_us[name].append(now_us - times[:: 1 + len(times) // _LATENCIES_PER_PUBLICATION])
+                    if name == "receive_time" and len(times):
+                        received.append(times)
+        if received:
+            mean_us = sum(float(times.mean()) for times in received) / len(received)
+            slowest_us = now_us - min(int(times.min()) for times in received)
+            self.ages = Ages(slowest_us, self._read_us - mean_us, now_us - mean_us)
 
     def _moved(self, table: _Table, positions: PartitionOffsets) -> dict[KafkaPartition, int]:
         return {

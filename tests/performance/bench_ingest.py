@@ -5,17 +5,13 @@ from __future__ import annotations
 import contextlib
 import tempfile
 import time
-from collections.abc import Iterator
-from pathlib import Path
 
 import psutil
 
-from k2.broker import EmbeddedBroker
-from tests.integration.kafka_server import KafkaServer, jars
+from tests.performance.brokers import BROKERS
 from tests.performance.feed_load import FIRST_ID, FeedLoad
 from tests.performance.figures import Figure
 from tests.performance.scraped import Metrics, quantile
-from tests.support.missing import MissingTool
 from tests.support.processes import Process
 
 _TRADES_AT_FULL_SPEED, _RATE, _SECONDS = 600_000, 20_000, 15.0
@@ -24,10 +20,10 @@ _SYMBOLS, _PATIENCE_S = 20, 120.0
 
 def run(scale: float) -> list[Figure]:
     figures: list[Figure] = []
-    for name, broker in (("embedded broker", _embedded), ("Apache Kafka", _kafka)):
-        with broker() as servers:
-            if servers is not None:
-                figures += _measure(name, servers, scale)
+    for running in BROKERS:
+        with running() as broker:
+            if broker is not None:
+                figures += _measure(broker.name, broker.bootstrap_servers, scale)
     return figures
 
 
@@ -115,26 +111,3 @@ class _Ingest:
 
     def rss_mib(self) -> float:
         return float(self._resources.memory_info().rss) / 1024**2
-
-
-@contextlib.contextmanager
-def _embedded() -> Iterator[str]:
-    with EmbeddedBroker() as broker:
-        yield broker.bootstrap_servers
-
-
-@contextlib.contextmanager
-def _kafka() -> Iterator[str | None]:
-    """None where Java or Maven are missing."""
-    try:
-        jars()
-    except MissingTool:
-        yield None
-        return
-    with tempfile.TemporaryDirectory(prefix="k2-kafka-") as folder:
-        server = KafkaServer(Path(folder))
-        server.start()
-        try:
-            yield server.bootstrap_servers
-        finally:
-            server.stop()

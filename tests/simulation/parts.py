@@ -21,7 +21,7 @@ from common.datasets import BARS, GAP_EVENTS, QUOTES, SHED, TRADES, Bars, Datase
 from common.settings import FlightSettings, LakeSettings
 from flight_server.storage.database import CATALOG, Database
 from flight_server.storage.file_index import ADDED_BY, PATH, ROWS, FileIndex, lower, upper
-from flight_server.storage.read_view import Cut, literal
+from flight_server.storage.read_view import Cut, literal, quoted
 from sink.dead_letters import DeadLetter
 from tests.support.fake_table import FakeStore
 
@@ -93,9 +93,9 @@ class SealedDatabase(Database):
         self._pass()
         return super().create_segment(name, columns)
 
-    def insert(self, relation: str, rows: pa.Table) -> None:
+    def _insert(self, relation: str, rows: pa.Table) -> str:
         self._pass()
-        super().insert(relation, rows)
+        return super()._insert(relation, rows)
 
     def drop_segment(self, relation: str) -> None:
         self._pass()
@@ -105,11 +105,9 @@ class SealedDatabase(Database):
         self._pass()
         super().replace_view(table, select)
 
-    def set_positions(
-        self, generation: int, changed: Iterable[tuple[int, int]], added: Iterable[tuple[int, int]]
-    ) -> None:
+    def _move(self, moved: Mapping[int, int]) -> str:
         self._pass()
-        super().set_positions(generation, changed, added)
+        return super()._move(moved)
 
     def _pass(self) -> None:
         if self.fails_after is None:
@@ -132,13 +130,13 @@ class SealedDatabase(Database):
             return
         with self.publication():
             for schema, name in self._writer.execute(
-                "SELECT schema_name, view_name FROM duckdb_views() WHERE NOT internal"
+                f"SELECT schema_name, view_name FROM duckdb_views() WHERE database_name = '{CATALOG}' AND NOT internal"
             ).fetchall():
                 self._writer.execute(f"DROP VIEW {CATALOG}.{schema}.{name}")
             for (name,) in self._writer.execute(
                 "SELECT table_name FROM duckdb_tables() WHERE schema_name = 'tail' AND table_name <> 'positions'"
             ).fetchall():
-                self._writer.execute(f"DROP TABLE {CATALOG}.tail.{name}")
+                self.drop_segment(f"{CATALOG}.tail.{quoted(name)}")
             positions = f"{CATALOG}.tail.positions"
             self._writer.execute(
                 f"CREATE OR REPLACE TABLE {positions} AS SELECT -1::INTEGER AS number, 0::BIGINT AS next_offset"

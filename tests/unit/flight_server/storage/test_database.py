@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import duckdb
+import pyarrow as pa
 import pytest
 
+from common.errors import Unavailable
 from common.schemas.arrow import table_schema
 from common.settings import FlightSettings
 from flight_server.storage.database import DISABLED_OPTIMIZERS, Database
@@ -92,3 +94,74 @@ def test_a_dropped_segment_gives_its_memory_back(database: Database) -> None:
     assert sizes[0] > 10_000_000, "nothing was held"
     assert used() < sizes[0] / 4
     assert max(sizes) < 1.5 * sizes[0]
+
+
+def segment(database: Database, name: str, kind: str = "BIGINT") -> str:
+    with database.publication():
+        return database.create_segment(name, {"id": kind})
+
+
+def ids(*numbers: int | None) -> pa.Table:
+    return pa.table({"id": pa.array(numbers, pa.int64())})
+
+
+def shown(database: Database, *relations: str) -> list[int]:
+    """Rows of each relation, then what the positions say, as a new transaction sees them."""
+    with database.cursor() as cursor:
+        _, positions = database.begin(cursor)
+        counts = [cursor.execute(f"SELECT count(*) FROM {relation}").fetchone() for relation in relations]
+        return [*(count for (count,) in counts), *positions.values()]  # type: ignore[misc]
+
+
+def test_rows_and_positions_of_an_append_are_seen_as_one(database: Database) -> None:
+    first, second = segment(database, "first"), segment(database, "second")
+    with database.publication():
+        database.set_positions(1, [], [(0, 5), (1, 7)])
+    with database.cursor() as before:
+        assert database.begin(before) == (1, {0: 5, 1: 7})
+        version = database.version
+        database.append({first: ids(1, 2), second: ids(3)}, {0: 6, 1: 8})
+        assert database.version > version
+        assert before.execute(f"SELECT count(*) FROM {first}").fetchone() == (0,)
+        assert database.positions(before) == (1, {0: 5, 1: 7})
+    assert shown(database, first, second) == [2, 1, 6, 8]
+    database.append({second: ids(4, 5)}, {1: 10})
+    database.append({}, {0: 9})
+    assert shown(database, first, second) == [2, 3, 9, 10]
+    with database.cursor() as cursor:
+        found = cursor.execute(f"SELECT id FROM {second} ORDER BY id").fetchall()
+    assert found == [(3,), (4,), (5,)]
+
+
+def test_an_append_that_fails_leaves_nothing_and_the_next_one_does_not_mind(database: Database) -> None:
+    good, strict = segment(database, "good"), segment(database, "strict", "BIGINT NOT NULL")
+    with database.publication():
+        database.set_positions(1, [], [(0, 5)])
+    database.append({good: ids(1)}, {0: 6})
+    version = database.version
+    with pytest.raises(Unavailable, match="could not publish"):
+        database.append({good: ids(2), strict: ids(None)}, {0: 8})
+    assert (shown(database, good, strict), database.version) == ([1, 0, 6], version)
+    database.append({good: ids(2), strict: ids(3)}, {0: 8})
+    assert shown(database, good, strict) == [2, 1, 8]
+
+
+def test_what_was_made_ready_in_a_publication_that_failed_is_made_anew(database: Database) -> None:
+    relation = segment(database, "rows")
+    with pytest.raises(ZeroDivisionError), database.publication():
+        database.insert(relation, ids(1))
+        raise ZeroDivisionError
+    database.append({relation: ids(2)}, {})
+    with database.publication():
+        database.insert(relation, ids(3))
+    assert shown(database, relation) == [2]
+
+
+def test_rows_with_other_columns_are_not_taken_for_those_of_before(database: Database) -> None:
+    """A segment has one shape; what does not fit it is refused, and not put into the wrong column."""
+    relation = segment(database, "rows")
+    database.append({relation: ids(1)}, {})
+    with pytest.raises(Unavailable, match="could not publish"):
+        database.append({relation: pa.table({"id": pa.array([2]), "more": pa.array(["x"])})}, {})
+    database.append({relation: ids(2)}, {})
+    assert shown(database, relation) == [2]

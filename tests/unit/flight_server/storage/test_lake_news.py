@@ -21,7 +21,7 @@ def test_a_table_that_cannot_be_read_holds_up_no_other(tmp_path: Path, monkeypat
     settings.prepare()
     lake = Lake(KafkaSettings.load(), settings, FlightSettings(threads=1), datasets=(), optional=(SHED, DEPTH))
 
-    def newest(dataset: Dataset) -> Snapshot:
+    def newest(dataset: Dataset, _locations: object) -> Snapshot:
         if dataset is SHED:
             raise SnapshotNotFound("nobody knows")
         return Snapshot()

@@ -298,7 +298,9 @@ def shown(server: Server) -> tuple[list[int], str]:
     return server.ids(), cut
 
 
-@pytest.mark.parametrize("statement", ["create_segment", "insert", "drop_segment", "replace_view", "set_positions"])
+@pytest.mark.parametrize(
+    "statement", ["create_segment", "_insert", "_move", "drop_segment", "replace_view", "set_positions"]
+)
 @pytest.mark.parametrize("after", [False, True], ids=["before it", "behind it"])
 def test_a_publication_that_fails_at_a_statement_shows_nothing_of_itself(
     server: Server, monkeypatch: pytest.MonkeyPatch, statement: str, after: bool

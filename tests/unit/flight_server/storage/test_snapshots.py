@@ -8,14 +8,17 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
+from pyiceberg.catalog.sql import SqlCatalog
 from pyiceberg.types import StringType
+from sqlalchemy.event import listen
 
-from common.datasets import TRADES
+from common.datasets import BARS, GAP_EVENTS, QUOTES, TRADES
 from common.iceberg import open_catalog
 from common.offsets import KafkaPartition, PartitionOffsets
 from common.settings import FlightSettings, LakeSettings
 from flight_server.storage.database import Database
 from flight_server.storage.manifests import ManifestReader
+from flight_server.storage.read_view import Snapshot
 from flight_server.storage.snapshots import _FILES_MAX, IcebergSnapshots
 from sink.maintenance.compaction import CompactionPolicy, compact
 from sink.maintenance.expiry import ExpiryPolicy, expire_snapshots
@@ -121,6 +124,25 @@ def test_of_files_that_are_there_it_is_remembered_which_offsets_came_with_them(
     assert snapshots.newest(TRADES).taken == {}
     written.commit()
     assert len(snapshots.newest(TRADES).taken) == 1
+
+
+def test_where_all_tables_are_is_one_query_and_what_did_not_move_is_none(
+    written: Written, snapshots: IcebergSnapshots
+) -> None:
+    tables = (TRADES, QUOTES, GAP_EVENTS, *BARS.values())
+    written.commit()
+    before = snapshots.newest(TRADES)
+    asked: list[str] = []
+    catalog = snapshots._open()
+    assert isinstance(catalog, SqlCatalog)
+    listen(catalog.engine, "before_cursor_execute", lambda *arguments: asked.append(arguments[2]))
+    locations = snapshots.locations(tables)
+    found = [snapshots.newest(table, locations) for table in tables]
+    assert len(asked) == 1, asked
+    assert found[0] is before and found[1:] == [Snapshot()] * (len(tables) - 1)
+    written.commit()
+    moved = snapshots.newest(TRADES, snapshots.locations(tables))
+    assert moved.snapshot_id != before.snapshot_id and moved.rows == 20
 
 
 def ids(database: Database, relation: Any) -> list[int]:
