@@ -95,11 +95,18 @@ def field_id(field: pa.Field) -> int | None:
 def further_fields(schema: pa.Schema, other: pa.Schema) -> list[pa.Field]:
     """The fields of `other` that a table of `schema` lacks, by field id, as columns that it could get: nullable.
 
-    Raises ValueError, naming the field, when its name is another column's already.
+    Raises ValueError, naming the field, when its name is another column's already, or its id is one of another name:
+    by its name its values would be lost.
     """
-    ids = {field_id(field) for field in schema}
+    ids = {field_id(field): field.name for field in schema}
     names = {field.name.casefold(): field_id(field) for field in schema}
     further = [field for field in other if field_id(field) is not None and field_id(field) not in ids]
+    for field in other:
+        known = ids.get(field_id(field))
+        if field_id(field) is not None and known is not None and known != field.name:
+            raise ValueError(
+                f"its field {field.name!r} has the field-id {field_id(field)}, and the column {known!r} has it already"
+            )
     for field in further:
         if field.name.casefold() in names:
             raise ValueError(

@@ -45,8 +45,10 @@ class World:
     def act(self, name: str, number: int) -> None:
         """One action, of whichever room has it."""
         rooms = (self.producers, self.sinks, self.tables, self.server, self.queries, self.subscribers)
-        action: Callable[[int], None] = next(getattr(room, name) for room in rooms if has_action(type(room), name))
-        action(number)
+        found: list[Callable[[int], None]] = [getattr(room, name) for room in rooms if has_action(type(room), name)]
+        if not found:
+            raise ValueError(f"there is no action {name!r} in a schedule; they are in tests/simulation/schedules.py")
+        found[0](number)
 
     def settle(self) -> None:
         """No more faults: everything is committed, the last answer is the whole log, and old cuts are readable."""

@@ -89,6 +89,17 @@ def test_a_field_that_takes_the_name_of_a_column_is_refused_message_by_message(n
     assert decoder.schema == table_schema("trade")
 
 
+def test_a_field_that_takes_the_id_of_a_column_under_another_name_is_refused() -> None:
+    """Its values would be lost without a word: columns are told apart by their ids, values are read by their names."""
+    other = Encoder(TRADES, REGISTRY, topic="other", schema_text=trade_2_1(name="auction_id"))
+    decoder = Decoder(TRADES, REGISTRY)
+    found = decoder.decode(batch(new_trade(1), other.encode(trade(2, auction_id="x"))))
+    assert found.record_batch.column(ADDED).to_pylist() == ["b1"]
+    assert f"its field 'auction_id' has the field-id {ADDED_ID}, and the column '{ADDED}' has it" in str(
+        found.errors[0]
+    )
+
+
 def test_rows_of_before_and_after_are_joined() -> None:
     decoder = Decoder(TRADES, REGISTRY)
     before, after = decoded(decoder, OLD.encode(trade(1))), decoded(decoder, new_trade(2), first=1)
