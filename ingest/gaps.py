@@ -341,7 +341,8 @@ class GapBook:
     def _of(self, key: Key | None) -> Iterable[Gap]:
         if key is not None:
             return self._gaps.get(key, {}).values()
-        return [gap for gaps in self._gaps.values() for gap in gaps.values()]
+        # Metrics ask from a thread of their own, while gaps come and go.
+        return [gap for gaps in list(self._gaps.values()) for gap in list(gaps.values())]
 
     def _backfilled_ids(self, gap: Gap) -> int:
         return _overlap(self._backfilled.get(gap.key, ()), gap.first_id, gap.last_id)

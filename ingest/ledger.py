@@ -219,8 +219,8 @@ class Ledger:
 
     @property
     def gap_count(self) -> int:
-        """Missing ranges of trades over all symbols."""
-        return sum(ids.gap_count for ids in self._trades.values())
+        """Missing ranges of trades over all symbols. May be asked from any thread, also while symbols come."""
+        return sum(ids.gap_count for ids in list(self._trades.values()))
 
     def merge(self, other: Ledger) -> None:
         """Take everything that `other` has taken. Of two last instruments of a symbol, the other's counts."""

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -275,3 +276,18 @@ def test_a_ledger_tells_which_symbols_trades_came_out_of_turn() -> None:
     ledger.take("binance", "ETHUSDT", 4)
     assert ledger.take_disturbed() == {KEY}
     assert ledger.take_disturbed() == set()
+
+
+def test_gaps_are_counted_while_others_come() -> None:
+    """Metrics ask from a thread of their own: a symbol may come in the middle of their look."""
+
+    class Growing(dict[int, Gap]):
+        def values(self) -> Any:
+            symbol.book._gaps["binance", f"K{len(symbol.book._gaps):03d}USDT"] = {}
+            return super().values()
+
+    symbol = Symbol()
+    gap = symbol.opened(1, 5)
+    symbol.book._gaps[KEY] = Growing({gap.first_id: gap})
+    assert symbol.book.missing_ids() == 3
+    assert len(symbol.book._gaps) == 2

@@ -157,3 +157,17 @@ def test_appending_at_the_end_touches_one_range_only() -> None:
         assert ranges.take(trade_id)
     assert len(ranges) == 1000
     assert ranges.last_id == 19_999
+
+
+def test_gaps_are_counted_while_symbols_come(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Metrics ask from a thread of their own, in the first seconds of a market of many symbols above all."""
+
+    def while_another_comes(self: IdRanges) -> int:
+        ledger.trade_ids("binance", f"K{len(ledger._trades):03d}USDT")
+        return 1
+
+    ledger = Ledger()
+    ledger.take("binance", "BTCUSDT", 1)
+    monkeypatch.setattr(IdRanges, "gap_count", property(while_another_comes))
+    assert ledger.gap_count == 1
+    assert len(ledger._trades) == 2
