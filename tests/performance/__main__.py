@@ -28,6 +28,7 @@ from tests.performance import (
     bench_export,
     bench_flight,
     bench_freshness,
+    bench_hours,
     bench_ingest,
     bench_live,
     bench_load,
@@ -46,6 +47,7 @@ BENCHES: dict[str, Callable[[float], list[Figure]]] = {
     "decode": bench_decode.run,
     "ingest": bench_ingest.run,
     "freshness": bench_freshness.run,
+    "hours": bench_hours.run,
     "sink": bench_sink.run,
     "commits": bench_commits.run,
     "export": bench_export.run,
@@ -64,7 +66,7 @@ BENCHES: dict[str, Callable[[float], list[Figure]]] = {
 
 
 #: These need package registries or minutes: they run when they are named.
-_ON_REQUEST = frozenset({"commits", "peers", "read_view", "recovery", "store", "taq", "verify"})
+_ON_REQUEST = frozenset({"commits", "hours", "peers", "read_view", "recovery", "store", "taq", "verify"})
 
 
 @dataclass(frozen=True)
