@@ -15,6 +15,7 @@ from common.settings import LakeSettings
 from common.telemetry import get_logger
 from sink.bars_table import BarsTable
 from sink.bars_worker import BarsStats, BarsWorker
+from sink.pool import give_back
 from sink.table import IcebergTable
 
 _log = get_logger("sink")
@@ -91,6 +92,7 @@ class BarsService(Collector):
                 if self._worker is None:
                     self._worker = open_worker(self._lake, self._clock)
                 is_left = self._worker.step()
+                give_back()
                 if failures:
                     _log.info("the bars go on", failures=failures)
                 failures = 0

@@ -27,6 +27,7 @@ from sink.consumer import Sources
 from sink.dead_letters import KafkaDeadLetters
 from sink.load_watch import LoadWatch
 from sink.maintenance.expiry import ExpiryPolicy, expire_snapshots
+from sink.pool import give_back
 from sink.stats import SinkStats, StatsCollector
 from sink.table import IcebergTable, WrittenFiles
 from sink.worker import SinkWorker
@@ -349,7 +350,7 @@ class _SourceFinder:
 
 
 class _Upkeep:
-    """Expires old snapshots of a table now and then."""
+    """Behind a commit: Arrow's memory goes back, and now and then old snapshots of the table expire."""
 
     def __init__(self, table: IcebergTable, policy: ExpiryPolicy, clock: Clock) -> None:
         self._table = table
@@ -358,6 +359,7 @@ class _Upkeep:
         self._commits = 0
 
     def after_commit(self) -> None:
+        give_back()
         self._commits += 1
         if self._commits % _COMMITS_PER_EXPIRY:
             return

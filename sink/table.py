@@ -57,6 +57,7 @@ from common.settings import LakeSettings
 from sink.added_rows import rows_between
 from sink.evolution import with_columns
 from sink.layout import GROUP_ROWS, DataFileWriter, by_partition, in_order, partition_spec, sort_columns
+from sink.pool import give_back
 from sink.recovery.lost import refuse_where_one_was
 
 TABLE_PROPERTIES: Mapping[str, str] = {
@@ -159,19 +160,10 @@ class IcebergTable:
         """Sort the rows and write them as data files, at least one for each partition. Nothing refers to them until
         `commit`. Columns that the table lacks are added to it first (sink/evolution.py). Raises CatalogError; what was
         written by then is left behind as orphans."""
-        if rows.num_rows == 0:
-            return WrittenFiles((), 0)
-        further = further_fields(self._file_schema, rows.schema)
-        if further:
-            self._add_columns(pa.schema(further))
-        metadata = self._table.metadata
-        order = sort_columns(metadata)
-        written: list[DataFile] = []
-        with translated(f"write data files of {self.name}"):
-            for key, part in by_partition(rows.cast(pa.schema([*self._file_schema, *further])), metadata):
-                for piece in _of_size(in_order(part, order)):
-                    written.append(_write(self._table.io, metadata, piece, key))
-        return WrittenFiles(tuple(written), rows.num_rows)
+        try:
+            return self._written(rows)
+        finally:
+            give_back()
 
     def commit(
         self,
@@ -270,6 +262,21 @@ class IcebergTable:
     ) -> Iterator[pa.RecordBatch]:
         """What the newest loaded snapshot took in between these positions; see sink.added_rows."""
         return rows_between(self._table, low, high, columns)
+
+    def _written(self, rows: pa.Table) -> WrittenFiles:
+        if rows.num_rows == 0:
+            return WrittenFiles((), 0)
+        further = further_fields(self._file_schema, rows.schema)
+        if further:
+            self._add_columns(pa.schema(further))
+        metadata = self._table.metadata
+        order = sort_columns(metadata)
+        written: list[DataFile] = []
+        with translated(f"write data files of {self.name}"):
+            for key, part in by_partition(rows.cast(pa.schema([*self._file_schema, *further])), metadata):
+                for piece in _of_size(in_order(part, order)):
+                    written.append(_write(self._table.io, metadata, piece, key))
+        return WrittenFiles(tuple(written), rows.num_rows)
 
     def _add_columns(self, wanted: pa.Schema) -> None:
         """The table on disk must have the columns, by field id, that this version writes."""
