@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from flight_server.storage.asx_days import CLOSED
 from flight_server.storage.exact import digits, rounded_quotient
 
 
@@ -36,6 +37,13 @@ _VOLUME = "sum(CASE WHEN price IS NOT NULL THEN CAST(quantity AS DECIMAL(28,8)) 
 
 _DECIMAL = "CAST(CAST(digits AS DECIMAL(28,0)) * CAST(0.00000001 AS DECIMAL(9,8)) AS DECIMAL(28,8))"
 
+#: As a list of dates in SQL: those on which ASX is closed.
+_ASX_CLOSED = ", ".join(
+    f"DATE '{year}-{day}'"
+    for year, _, days in (line.partition(": ") for line in CLOSED.split("\n") if line)
+    for day in days.split()
+)
+
 #: All of them give the same for the same rows each time.
 MACROS = (
     Macro("k2_digits", "number", digits("number"), "HUGEINT"),
@@ -48,6 +56,8 @@ MACROS = (
     ),
     Macro("k2_quotient", "numerator, denominator", rounded_quotient("numerator", "denominator"), "DECIMAL(18,8)"),
     Macro("k2_decimal", "digits", _DECIMAL, "DECIMAL(28,8)"),
+    # Of a local time: is it on one of those days?
+    Macro("k2_asx_closed", "moment", f"CAST(moment AS DATE) IN ({_ASX_CLOSED})", "BOOLEAN"),
     Macro(
         "mid",
         "bid_price, ask_price",

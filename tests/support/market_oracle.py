@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from datetime import datetime, time, timedelta
+from datetime import date, datetime, time, timedelta
 from decimal import Decimal
 from fractions import Fraction
 from typing import Any
@@ -14,6 +14,18 @@ from tests.support.market import EPOCH, rounded
 MONDAY = datetime(2000, 1, 3, tzinfo=EPOCH.tzinfo)
 SYDNEY = ZoneInfo("Australia/Sydney")
 OPEN, CLOSE = time(10), time(16, 12)
+#: Holidays of ASX in the years that tests ask of; Labour Day, in October, is none.
+ASX_HOLIDAYS = {
+    *(date(2024, 12, 25), date(2024, 12, 26), date(2025, 1, 1), date(2025, 1, 27)),
+    *(
+        date(2025, 4, 18),
+        date(2025, 4, 21),
+        date(2025, 4, 25),
+        date(2025, 6, 9),
+        date(2025, 12, 25),
+        date(2025, 12, 26),
+    ),
+}
 WIDTHS = {
     "100ms": timedelta(milliseconds=100),
     "1s": timedelta(seconds=1),
@@ -32,7 +44,7 @@ def start_of(moment: datetime, width: timedelta | int, calendar: str) -> datetim
     """The start of the interval of an instant, one step at a time in local time."""
     zone = SYDNEY if calendar == "ASX" else EPOCH.tzinfo
     local = moment.astimezone(zone).replace(tzinfo=None)
-    if calendar == "ASX" and not (local.weekday() < 5 and OPEN <= local.time() < CLOSE):
+    if calendar == "ASX" and not (has_session(local.date()) and OPEN <= local.time() < CLOSE):
         return None
     if isinstance(width, int):
         months = (local.year * 12 + local.month - 1) // width * width
@@ -42,6 +54,10 @@ def start_of(moment: datetime, width: timedelta | int, calendar: str) -> datetim
         origin = datetime.combine(local.date(), OPEN) if intraday else MONDAY.replace(tzinfo=None)
         start = origin + (local - origin) // width * width
     return start.replace(tzinfo=zone).astimezone(EPOCH.tzinfo)
+
+
+def has_session(day: date) -> bool:
+    return day.weekday() < 5 and day not in ASX_HOLIDAYS
 
 
 def bar_of(trades: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -92,7 +108,7 @@ def pieces(
     while day <= end.astimezone(SYDNEY).date():
         opens, closes = (datetime.combine(day, one, SYDNEY) for one in (OPEN, CLOSE))
         day += timedelta(days=1)
-        if opens.weekday() > 4:
+        if not has_session(opens.date()):
             continue
         step = width if isinstance(width, timedelta) and width < timedelta(days=1) else closes - opens
         moment = opens

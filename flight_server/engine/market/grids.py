@@ -23,16 +23,21 @@ _MINUTE_US = 60_000_000
 @dataclass(frozen=True)
 class Calendar:
     """Sessions from `open_us` to `close_us` after local midnight, Mondays to Fridays; without `zone`: around the clock.
-    Holidays are not known: they are days without trades."""
+    `closed` is a macro that says of a local time whether its day is a holiday. Half days count as whole ones."""
 
     name: str
     zone: str = "UTC"
     open_us: int = 0
     close_us: int = DAY_US
+    closed: str = ""
 
     @property
     def has_sessions(self) -> bool:
         return (self.open_us, self.close_us) != (0, DAY_US)
+
+    def has_session_on(self, moment: str) -> str:
+        """The condition that there is a session on the day of a local time, as SQL."""
+        return f"isodow({moment}) <= 5" + (f" AND NOT {self.closed}({moment})" if self.closed else "")
 
 
 #: ASX, normal trading and the closing single price auction, which is over by 16:12.
@@ -40,7 +45,7 @@ CALENDARS = {
     one.name: one
     for one in (
         Calendar("24/7"),
-        Calendar("ASX", "Australia/Sydney", 10 * 60 * _MINUTE_US, (16 * 60 + 12) * _MINUTE_US),
+        Calendar("ASX", "Australia/Sydney", 10 * 60 * _MINUTE_US, (16 * 60 + 12) * _MINUTE_US, "k2_asx_closed"),
     )
 }
 
@@ -74,7 +79,8 @@ class Grid:
         if not self.calendar.has_sessions:
             return "true"
         passed, local = self._passed(time), self._local(time)
-        return f"isodow({local}) <= 5 AND {passed} >= {self.calendar.open_us} AND {passed} < {self.calendar.close_us}"
+        hours = f"{passed} >= {self.calendar.open_us} AND {passed} < {self.calendar.close_us}"
+        return f"{self.calendar.has_session_on(local)} AND {hours}"
 
     def start_of(self, time: str) -> str:
         """The start of the interval that an instant is in, if it is in a session, as SQL; NULL without a width."""
@@ -156,7 +162,8 @@ class Grid:
         """The local midnights of all days with a session, from that of one instant to that of another."""
         zone = self.calendar.zone
         first, last = f"date_trunc('day', timezone('{zone}', {begin}))", f"timezone('{zone}', {end})"
-        return f"list_filter(generate_series({first}, {last}, INTERVAL 1 DAY), lambda day: isodow(day) <= 5)"
+        days = f"generate_series({first}, {last}, INTERVAL 1 DAY)"
+        return f"list_filter({days}, lambda day: {self.calendar.has_session_on('day')})"
 
     def _at(self, us: object) -> str:
         """The instant so many microseconds after the local midnight `day`."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from datetime import datetime, timedelta
+from datetime import date, datetime, timedelta
 from decimal import Decimal
 from fractions import Fraction
 from typing import Any
@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 
 from common.datasets import BARS
 from common.errors import InvalidStatement
+from flight_server.storage.asx_days import CLOSED
 from tests.support.market import EPOCH, MarketDatabase, at, by_symbol, rounded, trade_series, us_of
-from tests.support.market_oracle import SYDNEY, WIDTHS, bar_of, in_range, start_of
+from tests.support.market_oracle import ASX_HOLIDAYS, SYDNEY, WIDTHS, bar_of, in_range, start_of
 from tests.support.records import trade
 
 #: 2024-10-04T00:00Z is a Friday; on the 6th clocks go forward in Sydney.
@@ -204,3 +205,24 @@ def test_a_fill_has_the_interval_that_begins_before_its_range(
     (bar,) = market.ask(sql(moment, None, every, "null", calendar))
     assert bar["trade_count"] == 1
     assert bar["bar_start"] < moment
+
+
+def test_a_holiday_has_no_session(market: MarketDatabase) -> None:
+    """Good Friday and Easter Monday of 2025; ANZAC Day, that Friday, too. Trades on such days are none of ASX's."""
+    noon = [datetime(2025, 4, day, 12, tzinfo=SYDNEY) for day in (17, 18, 21, 22, 24, 25, 28)]
+    market.fill([trade(number, symbol="A", event_time=moment) for number, moment in enumerate(noon)])
+    found = market.ask("SELECT * FROM ohlcv('A', '2025-04-17', '2025-04-29', '1d', 'null', calendar := 'ASX')")
+    assert [(bar["bar_start"].astimezone(SYDNEY).day, bar["trade_count"]) for bar in found] == [
+        (17, 1), (22, 1), (23, 0), (24, 1), (28, 1),
+    ]  # fmt: skip
+    (held,) = market.ask("SELECT held_us FROM twap('A', '2025-04-17', '2025-04-22', calendar := 'ASX')")
+    assert held["held_us"] == (4 * 60 + 12) * 60_000_000, "from noon to the close of the 17th, and no time of Easter"
+
+
+def test_the_days_that_are_kept_are_weekdays_of_whole_years() -> None:
+    years = [line.split(": ") for line in CLOSED.split("\n") if line]
+    assert [int(year) for year, _ in years] == list(range(2000, 2000 + len(years)))
+    days = [date.fromisoformat(f"{year}-{day}") for year, found in years for day in found.split()]
+    assert days == sorted(set(days))
+    assert all(day.weekday() < 5 for day in days)
+    assert {day for day in days if day.year == 2025} == {day for day in ASX_HOLIDAYS if day.year == 2025}
