@@ -94,12 +94,12 @@ def _write_json(schema: pa.Schema, batches: Iterable[pa.RecordBatch], out: Binar
 
 
 def _write_arrow(schema: pa.Schema, batches: Iterable[pa.RecordBatch], out: BinaryIO, width: int | None) -> int:
-    with pa.ipc.new_stream(_Counted(out), schema) as writer:
+    with pa.ipc.new_stream(Counted(out), schema) as writer:
         return _forward(batches, writer.write_batch)
 
 
 def _write_parquet(schema: pa.Schema, batches: Iterable[pa.RecordBatch], out: BinaryIO, width: int | None) -> int:
-    with pq.ParquetWriter(_Counted(out), schema, compression="zstd") as writer:
+    with pq.ParquetWriter(Counted(out), schema, compression="zstd") as writer:
         return _forward(batches, writer.write_batch)
 
 
@@ -120,7 +120,7 @@ _WRITERS: dict[Format, Callable[[pa.Schema, Iterable[pa.RecordBatch], BinaryIO, 
 }
 
 
-class _Counted:
+class Counted:
     """A writable file for Arrow over one that cannot tell its position, such as a pipe; closing it closes nothing."""
 
     def __init__(self, out: BinaryIO) -> None:
@@ -129,7 +129,7 @@ class _Counted:
         self.closed = False
 
     def write(self, data: Any) -> int:
-        view = memoryview(data)
+        view = memoryview(data).cast("B")
         self._out.write(view)
         self._position_bytes += view.nbytes
         return view.nbytes

@@ -11,6 +11,7 @@ says how). What it raises is a ClientError: one sentence. May be used from sever
 
 from __future__ import annotations
 
+import functools
 import json
 import re
 from collections.abc import Mapping, Sequence
@@ -18,7 +19,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from clients.connection import Connection, Parameters, connect
+from clients.connection import Parameters, connect
 from clients.errors import ClientError
 from clients.link import Batches, Link
 from clients.moments import Moment, instant_text
@@ -56,18 +57,17 @@ class K2:
         self._cut: str | None = None
         self._resume_s_max = resume_s_max
 
-        def connection() -> Connection:
-            return connect(
-                uri,
-                username=username,
-                password=password,
-                token=token,
-                ca_file=ca_file,
-                headers=headers,
-                connect_timeout_s=connect_timeout_s,
-                options=options,
-            )
-
+        connection = functools.partial(
+            connect,
+            uri,
+            username=username,
+            password=password,
+            token=token,
+            ca_file=ca_file,
+            headers=headers,
+            connect_timeout_s=connect_timeout_s,
+            options=options,
+        )
         self._link = Link(connection, resume_s_max=resume_s_max)
 
     @property

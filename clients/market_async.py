@@ -17,11 +17,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from types import TracebackType
-from typing import Self, TypeVar
+from typing import Any, Concatenate, ParamSpec, Self, TypeVar
 
 import pyarrow as pa
 
@@ -30,11 +30,20 @@ from clients.errors import ClientError
 from clients.link import Batches
 from clients.market import K2
 from clients.moments import Moment
-from clients.results import Result
-from clients.statements import Symbols
 from clients.subscription import Access, AsyncSubscription
 
+P = ParamSpec("P")
 T = TypeVar("T")
+
+
+def _awaited(method: Callable[Concatenate[K2, P], T]) -> Callable[Concatenate[AsyncK2, P], Coroutine[Any, Any, T]]:
+    """K2's method, to be awaited: with its arguments, its types and its docstring."""
+
+    @functools.wraps(method)
+    async def awaited(self: AsyncK2, /, *args: P.args, **kwargs: P.kwargs) -> T:
+        return await self._call(lambda k2: method(k2, *args, **kwargs))
+
+    return awaited
 
 
 class AsyncK2:
@@ -77,91 +86,18 @@ class AsyncK2:
         """As K2.cut."""
         return None if self._k2 is None else self._k2.cut
 
-    async def sql(self, query: str, parameters: Parameters | None = None) -> Result:
-        """As K2.sql."""
-        return await self._call(lambda k2: k2.sql(query, parameters))
+    sql = _awaited(K2.sql)
+    trades = _awaited(K2.trades)
+    quotes = _awaited(K2.quotes)
+    bars = _awaited(K2.bars)
+    asof = _awaited(K2.asof)
+    markouts = _awaited(K2.markouts)
+    functions = _awaited(K2.functions)
+    snapshots = _awaited(K2.snapshots)
 
     def stream(self, query: str, parameters: Parameters | None = None) -> AsyncBatches:
         """As K2.stream, for `async for`. Errors come when it is entered, or with the first batch."""
         return AsyncBatches(lambda: self._connected().stream(query, parameters), self._worker, self._cancel)
-
-    async def trades(
-        self,
-        symbol: Symbols,
-        start: Moment | None = None,
-        end: Moment | None = None,
-        *,
-        columns: Sequence[str] | None = None,
-        exchange: str | None = None,
-    ) -> Result:
-        """As K2.trades."""
-        return await self._call(lambda k2: k2.trades(symbol, start, end, columns=columns, exchange=exchange))
-
-    async def quotes(
-        self,
-        symbol: Symbols,
-        start: Moment | None = None,
-        end: Moment | None = None,
-        *,
-        columns: Sequence[str] | None = None,
-        exchange: str | None = None,
-    ) -> Result:
-        """As K2.quotes."""
-        return await self._call(lambda k2: k2.quotes(symbol, start, end, columns=columns, exchange=exchange))
-
-    async def bars(
-        self,
-        symbol: Symbols,
-        start: Moment | None = None,
-        end: Moment | None = None,
-        interval: str = "1m",
-        *,
-        fill: str = "none",
-        calendar: str = "24/7",
-        exchange: str | None = None,
-    ) -> Result:
-        """As K2.bars."""
-        return await self._call(
-            lambda k2: k2.bars(symbol, start, end, interval, fill=fill, calendar=calendar, exchange=exchange)
-        )
-
-    async def asof(
-        self,
-        symbol: Symbols,
-        start: Moment | None = None,
-        end: Moment | None = None,
-        *,
-        tolerance: str | None = None,
-        ties: str | None = None,
-        clock: str | None = None,
-        exchange: str | None = None,
-    ) -> Result:
-        """As K2.asof."""
-        options = {"tolerance": tolerance, "ties": ties, "clock": clock, "exchange": exchange}
-        return await self._call(lambda k2: k2.asof(symbol, start, end, **options))
-
-    async def markouts(
-        self,
-        symbol: Symbols,
-        start: Moment | None = None,
-        end: Moment | None = None,
-        horizons: Sequence[str] = ("1s", "5s", "60s"),
-        *,
-        tolerance: str | None = None,
-        exchange: str | None = None,
-    ) -> Result:
-        """As K2.markouts."""
-        return await self._call(
-            lambda k2: k2.markouts(symbol, start, end, horizons, tolerance=tolerance, exchange=exchange)
-        )
-
-    async def functions(self) -> Result:
-        """As K2.functions."""
-        return await self._call(lambda k2: k2.functions())
-
-    async def snapshots(self, table: str = "trades") -> Result:
-        """As K2.snapshots."""
-        return await self._call(lambda k2: k2.snapshots(table))
 
     def subscribe(self, query: str, start: str | None = None, *, with_empty: bool = False) -> AsyncSubscription:
         """As K2.subscribe, for `async for`. Errors come when it is entered, or with the first row."""

@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 
 from clients.export.manifest import DataFile, sync_folder
 from clients.export.plan import DATE
+from clients.formats import Counted
 from clients.formats import write as write_exactly
 
 ExportFormat = Literal["parquet", "csv", "arrow", "iceberg"]
@@ -187,44 +188,23 @@ class _File:
         self.size, self.sha256 = self._out.end()
 
 
-class _Hashed:
-    """A file to be written front to back, that hashes what goes by."""
+class _Hashed(Counted):
+    """Hashes what goes by."""
 
     def __init__(self, out: BinaryIO) -> None:
-        self._out, self._digest, self._bytes = out, hashlib.sha256(), 0
-        self.closed = False
+        super().__init__(out)
+        self._digest = hashlib.sha256()
 
     def write(self, data: Any) -> int:
-        view = memoryview(data).cast("B")
-        self._digest.update(view)
-        self._out.write(view)
-        self._bytes += view.nbytes
-        return view.nbytes
-
-    def tell(self) -> int:
-        return self._bytes
-
-    def flush(self) -> None:
-        self._out.flush()
+        self._digest.update(data)
+        return super().write(data)
 
     def end(self) -> tuple[int, str]:
         """How many bytes there are, and their hash, once the disk has them."""
         self._out.flush()
         os.fsync(self._out.fileno())
         self._out.close()
-        return self._bytes, self._digest.hexdigest()
-
-    def close(self) -> None:
-        self.closed = True
-
-    def readable(self) -> bool:
-        return False
-
-    def writable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return False
+        return self.tell(), self._digest.hexdigest()
 
 
 class _Writer(Protocol):
