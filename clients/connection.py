@@ -25,9 +25,10 @@ import pyarrow as pa
 from adbc_driver_flightsql import ConnectionOptions, DatabaseOptions, dbapi
 from pyarrow import flight
 
+from clients.bulk import BulkStream
 from clients.cuts import Instant, as_of_text, cut_of_partition
 from clients.errors import ClientError, ConnectError, QueryError, query_error
-from clients.subscription import Access, AsyncSubscription, Subscription, varint
+from clients.subscription import Access, AsyncSubscription, Subscription, flight_error, varint
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -100,7 +101,8 @@ class Connection:
     def __init__(self, raw: dbapi.Connection, uri: str, access: Access | None = None) -> None:
         self._raw = raw
         self._access = access or Access(uri)
-        self._streams: WeakSet[ResultStream] = WeakSet()
+        self._streams: WeakSet[ResultStream | BulkStream] = WeakSet()
+        self._bulk: tuple[flight.FlightClient, flight.FlightCallOptions] | None = None
         self._starting: Sequence[bytes] = ()
         self._streams_lock = threading.Lock()  # for both: `cancel` looks at them from another thread
         self._closed = False
@@ -160,6 +162,26 @@ class Connection:
         self.cut = stream.cut
         with self._streams_lock:
             self._starting = ()
+            self._streams.add(stream)
+        return stream
+
+    def bulk(self, sql: str, *, at: Instant | None = None) -> BulkStream:
+        """As `stream`, for results of millions of rows: it is announced by the driver and read past it, by pyarrow's
+        own client, which needs less CPU for each batch; it may be read beside the connection's other statements."""
+        if self._closed:
+            raise ClientError(f"the connection to {self.uri} is closed; make a new one with clients.connect")
+        try:
+            with self._raw.cursor() as cursor:
+                partitions, schema = self._announced(cursor, sql, None, at)
+            if self._bulk is None:
+                self._bulk = self._access.client()
+            stream = BulkStream(*self._bulk, partitions, schema)
+        except dbapi.Error as error:
+            raise query_error(error) from None
+        except (pa.ArrowException, flight.FlightError, OSError) as error:
+            raise flight_error(error) from None
+        self.cut = stream.cut
+        with self._streams_lock:
             self._streams.add(stream)
         return stream
 
@@ -237,6 +259,8 @@ class Connection:
             streams = list(self._streams)
         for stream in streams:
             stream.close()
+        if self._bulk is not None:
+            self._bulk[0].close()
         _let_go(self._raw)
 
     def __enter__(self) -> Self:

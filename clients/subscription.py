@@ -114,7 +114,7 @@ class Subscription(Iterator[Arrival]):
             self._connect("" if start is None else " FROM NOW" if start == "now" else f" FROM CUT {_literal(start)}")
         except Exception as error:  # noqa: BLE001  (whatever it is, the connection goes back)
             self.close()
-            raise _query_error(error) from None
+            raise flight_error(error) from None
 
     @property
     def reconnects(self) -> int:
@@ -133,7 +133,7 @@ class Subscription(Iterator[Arrival]):
                 if self._closed.is_set():
                     break
                 self.close()
-                raise _query_error(error) from None
+                raise flight_error(error) from None
             self.cut = cut or self.cut
             if batch.num_rows or self._with_empty:
                 return Arrival(batch, self.cut)
@@ -296,7 +296,8 @@ class AsyncSubscription(AsyncIterator[Arrival]):
         self._threads.shutdown(wait=False)
 
 
-def _query_error(error: Exception) -> ClientError:
+def flight_error(error: Exception) -> ClientError:
+    """The error of ours for what pyarrow's client raised."""
     if isinstance(error, ClientError):
         return error
     code = next((code for kind, code in _CODES if isinstance(error, kind)), "UNKNOWN")

@@ -178,7 +178,7 @@ class _Run:
         scratch.mkdir(parents=True)
         files = SliceFiles(self._folder, scratch, number, _layout(self._manifest), self._manifest.schema)
         try:
-            with self._connection().stream(_sliced(self._manifest, planned), at=self._manifest.cut) as stream:
+            with self._connection().bulk(_sliced(self._manifest, planned), at=self._manifest.cut) as stream:
                 if not stream.schema.equals(self._manifest.schema):
                     raise ExportError(
                         f"the columns of the result are other ones than when the export began ({stream.schema.names}); "

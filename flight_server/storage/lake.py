@@ -34,7 +34,7 @@ from flight_server.storage.file_index import Condition
 from flight_server.storage.histories import Histories
 from flight_server.storage.manifests import ManifestReader
 from flight_server.storage.ops_views import VIEWS, OpsView
-from flight_server.storage.read_view import Seen, Snapshot, TableCut, quoted
+from flight_server.storage.read_view import CutOff, Seen, Snapshot, TableCut, quoted
 from flight_server.storage.research import ResearchTables
 from flight_server.storage.research_views import ResearchViews
 from flight_server.storage.snapshots import IcebergSnapshots, LoadedTables
@@ -212,8 +212,9 @@ class Lake:
         condition = condition_at(table, wanted, now, self._publisher.followed())
         dataset = next(dataset for dataset in self._datasets if dataset.table == table)
         self._histories.check_complete(dataset, wanted, now.snapshot_id)
-        chosen = self._publisher.select_where(self._publisher.seen(cursor), table, conditions)
-        return f"SELECT * FROM {relation if chosen is None else f'({chosen})'} WHERE {condition}"
+        cut = CutOff(wanted.offsets, condition)
+        chosen = self._publisher.select_where(self._publisher.seen(cursor), table, conditions, cut)
+        return chosen or f"SELECT * FROM {relation} WHERE {condition}"
 
     def changes(self, cursor: Any, table: str, low: TableCut | None, high: TableCut | None) -> str:
         """The SELECT of a table's rows between two cuts, for the cursor's open transaction; see Publisher.changes.

@@ -119,6 +119,14 @@ class Cut:
 
 
 @dataclass(frozen=True)
+class CutOff:
+    """Where one table's rows end: its next offsets, and the condition for the rows below them."""
+
+    offsets: PartitionOffsets
+    condition: str
+
+
+@dataclass(frozen=True)
 class Seen:
     """What a transaction sees: which publication, and the cut in its text form (None where there is none).
 
@@ -224,11 +232,12 @@ def chosen_sql(
     *,
     files_max: int,
     is_empty: bool = False,
+    cut: CutOff | None = None,
 ) -> str | None:
     """The SELECT of all rows of the table that meet the conditions, and of others, out of few files and of memory.
 
     `is_empty`: memory has no row from its base on in the transaction that this is for, so that
-    nothing of it need be planned.
+    nothing of it need be planned. With `cut`, of the rows below it only.
 
     What memory has from its base on is taken from there and not from files; a file whose rows are all in memory is not
     read. `memory` is as `remembered`. None when the table's own view is as good: it would be made of more than
@@ -239,31 +248,45 @@ def chosen_sql(
     segments, ends = memory.segments, snapshot.offsets
     hot = PartitionOffsets({p: base for p, base in memory.base.items() if base < ends.next_offset(p)})
     found = snapshot.index.matching(conditions)
+    below: list[str] = []  # the cut: of these nothing has to be compared
     cold: list[str] = []
     mixed: list[str] = []
     for path, added_by in found:
         taken = snapshot.taken.get(added_by)
         if not hot or (taken is not None and all(taken[1].next_offset(p) <= offset for p, offset in hot.items())):
-            cold.append(path)
+            is_below = cut is not None and taken is not None and cut.offsets.covers(taken[1])
+            (below if is_below else cold).append(path)
         elif taken is None or not _all_hot(taken, hot):
             mixed.append(path)
-    if len(cold) + len(mixed) > files_max or (len(cold) == len(snapshot.index) and len(cold) == len(snapshot.files)):
+    chosen = len(below) + len(cold)
+    if chosen + len(mixed) > files_max or (chosen == len(snapshot.index) == len(snapshot.files) and not below):
         return None
-    parts = []
-    for paths, condition in ((cold, ""), (mixed, f" WHERE NOT ({at_or_above(hot)})" if hot else "")):
-        if paths:
-            files = replace(snapshot, relation=read_files(sorted(paths), snapshot.field_ids, columns))
-            parts.append(view_sql(files, (), columns) + condition)
-    if is_empty and parts:
-        return " UNION ALL ".join(parts)
+
+    def of_files(paths: Sequence[str], condition: str = "") -> list[str]:
+        files = replace(snapshot, relation=read_files(sorted(paths), snapshot.field_ids, columns))
+        return [view_sql(files, (), columns) + condition] if paths else []
+
+    parts = of_files(cold) + of_files(mixed, f" WHERE NOT ({at_or_above(hot)})" if hot else "")
+    if not (is_empty and (parts or below)):
+        parts += _of_memory(snapshot, segments, hot, columns)
+    rest = " UNION ALL ".join(parts)
+    if cut is None:
+        return rest
+    return " UNION ALL ".join(of_files(below) + ([f"SELECT * FROM ({rest}) WHERE {cut.condition}"] if parts else []))
+
+
+def _of_memory(
+    snapshot: Snapshot, segments: Sequence[Segment], hot: PartitionOffsets, columns: Mapping[str, str]
+) -> list[str]:
+    """The SELECTs of the rows in memory from these offsets on, where there are some, else from the snapshot's end."""
     if not hot:
-        parts.append(view_sql(replace(snapshot, relation=None), segments, columns))
-    else:
-        floor = PartitionOffsets({**snapshot.offsets, **hot})
-        for segment in segments:
-            below = taken_in(segment, floor)
-            parts.append(segment.select(columns) + (f" WHERE NOT ({below})" if below else ""))
-    return " UNION ALL ".join(parts)
+        return [view_sql(replace(snapshot, relation=None), segments, columns)]
+    floor = PartitionOffsets({**snapshot.offsets, **hot})
+    parts = []
+    for segment in segments:
+        lower = taken_in(segment, floor)
+        parts.append(segment.select(columns) + (f" WHERE NOT ({lower})" if lower else ""))
+    return parts
 
 
 def _all_hot(taken: tuple[PartitionOffsets, PartitionOffsets], hot: PartitionOffsets) -> bool:

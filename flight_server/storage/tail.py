@@ -33,6 +33,7 @@ from flight_server.storage.database import Database
 from flight_server.storage.file_index import Condition
 from flight_server.storage.read_view import (
     Cut,
+    CutOff,
     Seen,
     Segment,
     Snapshot,
@@ -286,10 +287,12 @@ class Publisher:
         now = TableCut(snapshot.snapshot_id, cut_offsets(snapshot, position))
         return now, readable(snapshot), memory, self._tables[name].columns(snapshot)
 
-    def select_where(self, seen: Seen, table: str, conditions: Sequence[Condition]) -> str | None:
+    def select_where(
+        self, seen: Seen, table: str, conditions: Sequence[Condition], cut: CutOff | None = None
+    ) -> str | None:
         """The SELECT of all rows that meet the conditions, and of others, of the table, for a transaction that sees
         this; None when the table's view is as good. Of files only those that can have such rows are read, and
-        none whose rows are in memory."""
+        none whose rows are in memory. With `cut`, of a table of the log, of the rows below it only."""
         name = next(name for name, known in self._tables.items() if known.dataset.table == log_table(table))
         snapshot = self._generations.get(seen.generation, {}).get(name)
         if snapshot is None or snapshot.index is None:
@@ -300,7 +303,8 @@ class Publisher:
         if self._bars is not None and table != log_table(table):
             of = table.rpartition(".")[2]
             return self._bars.select_where(seen.generation, of, snapshot, memory, conditions, files_max=files_max)
-        return chosen_sql(snapshot, memory, columns, conditions, files_max=files_max, is_empty=table in seen.empty)
+        is_empty = table in seen.empty
+        return chosen_sql(snapshot, memory, columns, conditions, files_max=files_max, is_empty=is_empty, cut=cut)
 
     @property
     def bars(self) -> BarsShown | None:

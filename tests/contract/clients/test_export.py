@@ -19,6 +19,7 @@ from click.testing import CliRunner
 from pyiceberg.catalog.sql import SqlCatalog
 
 import clients
+from clients.errors import QueryError
 from clients.export import MANIFEST, ExportError, ExportFormat, ExportOptions, Manifest, export, verify
 from common.errors import Interrupted
 from k2.cli import cli
@@ -80,6 +81,26 @@ def test_the_folders_are_the_partition_columns_which_the_files_leave_out(live: L
         assert row["date"] == row["event_time"].date().isoformat()
         assert row["symbol"] == SYMBOLS[row["trade_id"] % 3]
     assert "symbol" not in pq.read_schema(tmp_path / manifest.files[0].path).names
+
+
+def test_a_bulk_read_is_what_the_driver_reads(live: Live) -> None:
+    """Rows, schema, cut and errors; beside another statement of the connection, and again after one left half read."""
+    with clients.connect(live.service.uri) as k2:
+        for sql in (f"{ALL} ORDER BY trade_id", f"{ALL} WHERE false", "SELECT 1 AS one"):
+            with k2.bulk(sql, at=None) as bulk, k2.stream(sql) as stream:
+                assert (bulk.schema, bulk.cut) == (stream.schema, stream.cut)
+                assert pa.Table.from_batches(bulk, bulk.schema) == stream.read_all()
+        with k2.bulk(ALL) as left:
+            next(iter(left))
+        for sql, code in (("SELECT nothing FROM market.trades", "INVALID_ARGUMENT"),
+                          ("SELECT CAST(symbol AS INTEGER) AS n FROM market.trades", "INVALID_ARGUMENT")):  # fmt: skip
+            with pytest.raises(QueryError) as plain:
+                k2.arrow(sql)
+            with pytest.raises(QueryError) as raised, k2.bulk(sql) as bulk:
+                list(bulk)
+            assert (raised.value.code, str(raised.value)) == (code, str(plain.value))
+        stopped = k2.bulk(ALL)
+    assert list(stopped) == []  # the connection was closed
 
 
 def test_an_export_is_of_the_cut_that_is_named(live: Live, tmp_path: Path) -> None:

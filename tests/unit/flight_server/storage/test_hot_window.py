@@ -22,7 +22,7 @@ from common.registry import EmbeddedRegistry
 from common.settings import FlightSettings, LakeSettings
 from flight_server.storage.database import Database
 from flight_server.storage.file_index import ADDED_BY, PATH, ROWS, Condition, FileIndex, lower, upper
-from flight_server.storage.read_view import Cut, Segment, Snapshot, read_files, rows_beyond
+from flight_server.storage.read_view import Cut, CutOff, Segment, Snapshot, below, read_files, rows_beyond
 from flight_server.storage.tail import Publisher
 from tests.support.fake_log import FakeLog
 from tests.support.records import trade
@@ -129,6 +129,15 @@ class World:
         if chosen is not None:
             self.chosen += 1
             of_view = cursor.execute(f"SELECT {', '.join(ID)} FROM market.trades WHERE {where}").fetchall()
+            of_chosen = cursor.execute(f"SELECT {', '.join(ID)} FROM ({chosen}) WHERE {where}").fetchall()
+            assert sorted(of_chosen) == sorted(of_view)
+        then = PartitionOffsets({p: rng.randint(0, end) for p, end in cut.items()})
+        cut_off = CutOff(then, below(then) or "false")
+        chosen = self.publisher.select_where(seen, TRADES.table, conditions, cut_off)
+        if chosen is not None:
+            of_view = cursor.execute(
+                f"SELECT {', '.join(ID)} FROM market.trades WHERE {where} AND ({cut_off.condition})"
+            ).fetchall()
             of_chosen = cursor.execute(f"SELECT {', '.join(ID)} FROM ({chosen}) WHERE {where}").fetchall()
             assert sorted(of_chosen) == sorted(of_view)
         cursor.execute("COMMIT")
@@ -251,11 +260,11 @@ def committed_world(folder: Path, window_bytes: int) -> World:
     return world
 
 
-def selected(world: World) -> str | None:
+def selected(world: World, cut: CutOff | None = None) -> str | None:
     cursor = world.database.cursor()
     try:
         return world.publisher.select_where(
-            world.publisher.begin(cursor), TRADES.table, [Condition("trade_id", ((25, None),))]
+            world.publisher.begin(cursor), TRADES.table, [Condition("trade_id", ((25, None),))], cut
         )
     finally:
         cursor.close()
@@ -276,6 +285,19 @@ def test_without_a_window_only_the_file_that_can_have_the_rows_is_read(tmp_path:
     try:
         assert str(selected(world)).count(".parquet") == 1
         assert world.publisher.memory_rows() == {TRADES.name: 0}
+    finally:
+        world.close()
+
+
+def test_rows_of_a_file_are_compared_with_a_cut_only_where_it_may_have_some_behind_it(tmp_path: Path) -> None:
+    """The last of three files has the offsets from 20 on."""
+    world = committed_world(tmp_path, 0)
+    try:
+        for end, is_compared in ((30, False), (29, True), (20, True)):
+            offsets = PartitionOffsets({world.partition(0): end})
+            text = str(selected(world, CutOff(offsets, "CUT")))
+            files = next(part for part in text.split(" UNION ALL ") if ".parquet" in part)
+            assert ("CUT" in files) == is_compared
     finally:
         world.close()
 
