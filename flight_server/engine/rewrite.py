@@ -33,6 +33,9 @@ _READ_BY_NAME = frozenset({"query_table", "query"})
 _NAMED = re.compile(r"""^\s*(?:\w+|"(?:[^"]|"")*")\s*(?:=>|:=|=)\s*""")
 _STRING = re.compile(r"'(?:[^']|'')*'")
 Json = Mapping[str, Any]
+#: What means columns that it does not name.
+_NAMING_ALL = ("STAR", "POSITIONAL_REFERENCE", "PIVOT", "SHOW_REF")
+_JOINING_ALL = ("NATURAL", "POSITIONAL")
 
 
 @dataclass(frozen=True)
@@ -100,6 +103,11 @@ class Tree:
     #: (start in bytes, lengths of the parts of the name) of each column that is named with three parts or more.
     columns: tuple[tuple[int, tuple[str, ...]], ...]
     reads_by_name: bool
+    #: Every part of a column's name that stands anywhere in it, lower case; None where columns are meant that are not
+    #: named: by a star, by their number, by a natural join, by names that are given to them in their order.
+    named: frozenset[str] | None = None
+    #: The last part of each such name: where it is that of a relation, it stands for a whole row.
+    rows: frozenset[str] = frozenset()
 
 
 def tree_of(text: str, cursor: duckdb.DuckDBPyConnection, functions: Set[str] = frozenset()) -> Tree:
@@ -124,7 +132,8 @@ def tree_of(text: str, cursor: duckdb.DuckDBPyConnection, functions: Set[str] = 
         raise translated(error) from None
     except RecursionError:
         raise InvalidStatement("the statement is nested too deeply for AT and k2.as_of; take it apart") from None
-    return Tree(text, tuple(reader.places), tuple(reader.columns), reader.reads_by_name)
+    named = None if reader.names_all else frozenset(reader.named)
+    return Tree(text, tuple(reader.places), tuple(reader.columns), reader.reads_by_name, named, frozenset(reader.last))
 
 
 def tables_of(tree: Tree) -> list[TableRef]:
@@ -215,6 +224,9 @@ class _Reader:
         self.places: list[_Place] = []
         self.columns: list[tuple[int, tuple[str, ...]]] = []
         self.reads_by_name = False
+        self.named: set[str] = set()
+        self.last: set[str] = set()
+        self.names_all = False
         self._data = text.encode()
         self._tokens = tokens_of(text)
         self._index_at = {token.start: index for index, token in enumerate(self._tokens)}
@@ -233,6 +245,7 @@ class _Reader:
 
     def _read_node(self, node: Json, ctes: frozenset[str], bare: bool) -> None:
         kind = node.get("type")
+        self._read_names(node, kind)
         if kind == "BASE_TABLE":
             unqualified = not node.get("schema_name") and not node.get("catalog_name")
             if not (unqualified and node["table_name"].casefold() in ctes):
@@ -266,6 +279,13 @@ class _Reader:
         for key, child in node.items():
             if key != "cte_map" and isinstance(child, (dict, list)):
                 self._todo.append((child, ctes, in_from and key == "from_table"))
+
+    def _read_names(self, node: Json, kind: object) -> None:
+        """Which columns a node names, those of its children left out."""
+        names = [name.casefold() for name in node.get("column_names", ())]
+        self.named.update(names, (name.casefold() for name in node.get("using_columns", ())))
+        self.last.update(names[-1:])
+        self.names_all |= kind in _NAMING_ALL or node.get("ref_type") in _JOINING_ALL or "column_name_alias" in node
 
     def _place(self, node: Json, bare: bool) -> _Place:
         index = self._index_at.get(node.get("query_location", -1))

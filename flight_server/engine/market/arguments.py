@@ -210,13 +210,19 @@ class Taken:
 
 @dataclass(frozen=True)
 class Call:
-    """One call: the values of all arguments by name, and the names of the tables of market that there are."""
+    """One call: the values of all arguments by name, the names of the tables of market that there are, and the names,
+    lower case, among which are all columns of its result that the statement asks for; None: it may ask for any."""
 
     values: Mapping[str, Any]
     tables: frozenset[str] = field(default_factory=frozenset)
+    named: frozenset[str] | None = None
 
     def __getitem__(self, name: str) -> Any:
         return self.values[name]
+
+    def asks_for(self, *columns: str) -> bool:
+        """Whether the statement may ask for one of these columns of the result."""
+        return self.named is None or not self.named.isdisjoint(columns)
 
     def instant_us(self, name: str, zone: str = "UTC") -> int | None:
         """A time in microseconds since 1970; a date is midnight in the zone. None for no bound."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from typing import Any
 
 import duckdb
@@ -42,7 +43,8 @@ def calls_of(
         for ref in refs:
             function = FUNCTIONS.get(ref.name)
             if function is not None and ref not in found:
-                found[ref] = function, _call(function, ref, tables, cursor, values)
+                call = _call(function, ref, tables, cursor, values)
+                found[ref] = function, replace(call, named=_named(tree, ref))
     return found
 
 
@@ -96,6 +98,13 @@ def _call(
         except ValueError as error:
             raise InvalidStatement(f"{taken.name} of {function.name} {error}") from None
     return Call(read, tables)
+
+
+def _named(tree: Tree, ref: FunctionRef) -> frozenset[str] | None:
+    """The names among which are those of all columns that are asked for of a call; None: any may be. Its own name may
+    stand for a row of it, with every column."""
+    own = (ref.alias or ref.name).casefold()
+    return None if tree.named is None or own in tree.rows else tree.named
 
 
 def _taken(function: MarketFunction, position: int, argument: Argument) -> Taken | None:

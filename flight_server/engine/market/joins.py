@@ -7,8 +7,8 @@ the venue's, both are at event_time, and quotes without one are left out.
 
 The quote that stands at an instant is the last one in the order of (time, quote_id) whose time is at or before it, of
 the same exchange and symbol. `ties` says what a quote of the trade's own microsecond is. DuckDB's ASOF join compares
-one value, so that time and id are compared as one, as a row of two: equal times are then in the order of ids, for a
-sixth more than without (docs/performance.md).
+one value, so that asof_quotes compares time and id as one, as a row of two: equal times are then in the order of ids,
+for a sixth more than without (docs/performance.md).
 """
 
 from __future__ import annotations
@@ -47,6 +47,7 @@ _MIN_US, _MAX_US = -62_135_596_800_000_000, 253_402_300_800_000_000
 #: Bid and ask together, and the spread: DuckDB adds decimals of 18 digits in 18.
 DOUBLE_MID = "CAST(bid_price AS DECIMAL(19,8)) + ask_price"
 SPREAD = "CAST(ask_price AS DECIMAL(19,8)) - bid_price"
+_DOUBLE_OF_QUOTE = "CAST(q.bid_price AS DECIMAL(19,8)) + q.ask_price"
 _QUOTE = ("quote_id", "quote_time", "bid_price", "bid_quantity", "ask_price", "ask_quantity")
 _TRADE = "exchange, symbol, trade_id, event_time, side, price, quantity"
 
@@ -81,32 +82,22 @@ def _instant(us: int) -> datetime | None:
     return EPOCH + timedelta(microseconds=us) if _MIN_US <= us < _MAX_US else None
 
 
-def joined(rows: str, time: str, quotes: str, *, ties: str = "quote") -> str:
-    """FROM of `rows` as r, each with the quote of `quotes` as q that stands at its `time`, or with NULLs.
-
-    `quotes` has exchange, symbol and quote_key.
-    """
-    sign, last = (">=", _LAST_ID) if ties == "quote" else (">", _FIRST_ID)
-    # A row with a NULL in it is no NULL, and compares as larger than any other.
-    keyed = f"SELECT *, CASE WHEN {time} IS NOT NULL THEN row({time}, {last}) END AS row_key FROM ({rows})"
-    return (
-        f"FROM ({keyed}) r ASOF LEFT JOIN {quotes} q "
-        f"ON r.exchange = q.exchange AND r.symbol = q.symbol AND r.row_key {sign} q.quote_key"
-    )
-
-
-_KEY = "row(quote_time, quote_id) AS quote_key"
-
-
 def asof_quotes(call: Call) -> str:
     """The trades, each once, in no order: an ORDER BY in here would be kept by DuckDB under aggregates too."""
-    trades = trades_of(call, f"{_TRADE}, receive_time, {traded(call)} AS traded")
-    quotes = quotes_near(call, ", ".join(name for name in _QUOTE if name != "quote_time"), call["tolerance"].us, 0)
-    age = "epoch_us(r.traded) - epoch_us(q.quote_time)"
-    shown = ", ".join(f"CASE WHEN age_us <= {call['tolerance'].us} THEN {name} END AS {name}" for name in _QUOTE)
-    rows = f"SELECT r.* EXCLUDE (row_key), {', '.join(f'q.{name}' for name in _QUOTE)}, {age} AS age_us " + joined(
-        trades, "traded", f"(SELECT *, {_KEY} FROM ({quotes}))", ties=call["ties"]
+    sign, last = (">=", _LAST_ID) if call["ties"] == "quote" else (">", _FIRST_ID)
+    # A row with a NULL in it is no NULL, and compares as larger than any other.
+    trades = (
+        f"SELECT *, CASE WHEN traded IS NOT NULL THEN row(traded, {last}) END AS trade_key "
+        f"FROM ({trades_of(call, f'{_TRADE}, receive_time, {traded(call)} AS traded')})"
     )
+    near = quotes_near(call, ", ".join(name for name in _QUOTE if name != "quote_time"), call["tolerance"].us, 0)
+    rows = (
+        f"SELECT r.*, {', '.join(f'q.{name}' for name in _QUOTE)}, "
+        f"epoch_us(r.traded) - epoch_us(q.quote_time) AS age_us FROM ({trades}) r "
+        f"ASOF LEFT JOIN (SELECT *, row(quote_time, quote_id) AS quote_key FROM ({near})) q "
+        f"ON r.exchange = q.exchange AND r.symbol = q.symbol AND r.trade_key {sign} q.quote_key"
+    )
+    shown = ", ".join(f"CASE WHEN age_us <= {call['tolerance'].us} THEN {name} END AS {name}" for name in _QUOTE)
     shown += f", CASE WHEN age_us <= {call['tolerance'].us} THEN age_us END AS quote_age_us"
     fitting = f"SELECT {_TRADE}, receive_time, {shown} FROM ({rows})"
     columns = f"{_TRADE}, receive_time, {', '.join(_QUOTE)}, quote_age_us"
@@ -118,42 +109,68 @@ def middle(double: str) -> str:
     return f"CAST(({double}) * 0.5 AS DECIMAL(19,9))"
 
 
+#: How far apart the keys of two symbols are at least: further than any length of time.
+_APART_KEYS = 2**62
+
+
+def pairs_of(call: Call) -> str:
+    """The SELECT of the exchanges and symbols of the call's trades, each with what makes keys of its times.
+
+    A key is a time in microseconds and this added: one number by which an ASOF join finds the quote of a symbol without
+    comparing exchange and symbol, which would cost as much as the join itself. Of times that are less than a hundred
+    thousand years apart, keys are so only within one exchange and symbol: how far two keys are apart tells whether they
+    belong together.
+    """
+    listed = f"SELECT DISTINCT exchange, symbol FROM ({trades_of(call, 'exchange, symbol')})"
+    return f"SELECT *, row_number() OVER () * CAST({_APART_KEYS} AS HUGEINT) AS base FROM ({listed})"
+
+
+def keyed(rows: str, time: str) -> str:
+    """The rows, which have exchange and symbol, with their time as `key`; needs a relation `pairs`."""
+    return f"SELECT n.*, base + epoch_us({time}) AS key FROM ({rows}) n JOIN pairs USING (exchange, symbol)"
+
+
 def markouts(call: Call) -> str:
-    """A row for each trade and horizon, in no order."""
+    """A row for each trade and horizon, in no order.
+
+    Of quotes of the same microsecond only the last can stand: the others are out before the joins, for the next quote's
+    time is looked at in any case.
+    """
     horizons = sorted({width.us for width in call["horizons"]})
     tolerance_us = call["tolerance"].us
-    trades = trades_of(call, f"{_TRADE}, {traded(call)} AS traded")
-    quotes = quotes_near(call, f"quote_id, {DOUBLE_MID} AS double_mid", tolerance_us, horizons[-1] + tolerance_us)
-    order = "OVER (PARTITION BY exchange, symbol ORDER BY quote_time, quote_id)"
-    known = f"SELECT *, {_KEY}, lead(quote_time) {order} AS next_time FROM ({quotes})"
-
-    def stands(at: str) -> str:
-        return f"epoch_us({at}) - epoch_us(q.quote_time) <= {tolerance_us}"
-
-    at_trade = (
-        f"SELECT r.* EXCLUDE (row_key), CASE WHEN {stands('r.traded')} THEN q.double_mid END AS double_mid "
-        + joined(trades, "traded", "quotes", ties=call["ties"])
+    trades = keyed(trades_of(call, f"{_TRADE}, {traded(call)} AS traded"), "traded")
+    near = quotes_near(call, "quote_id, bid_price, ask_price", tolerance_us, horizons[-1] + tolerance_us)
+    quotes = (
+        "SELECT key, bid_price, ask_price, next_key FROM ("
+        f"SELECT *, lead(key) OVER (ORDER BY key, quote_id) AS next_key FROM ({keyed(near, 'quote_time')})) "
+        "WHERE next_key IS DISTINCT FROM key"
     )
+
+    def beside(rows: str, at: str, sign: str, name: str, *, until: str = "") -> str:
+        """`rows` with bid and ask together of the quote that stands at a time of theirs."""
+        double = f"CASE WHEN r.{at} - q.key <= {tolerance_us}{until} THEN {_DOUBLE_OF_QUOTE} END"
+        return f"SELECT r.*, {double} AS {name} FROM ({rows}) r ASOF LEFT JOIN quotes q ON r.{at} {sign} q.key"
+
+    if call.asks_for("mid", "mid_move"):
+        rows = beside(trades, "key", ">=" if call["ties"] == "quote" else ">", "double_mid")
+    else:
+        rows = f"SELECT *, CAST(NULL AS DECIMAL(20,8)) AS double_mid FROM ({trades})"
     later = (
-        f"SELECT *, traded + to_microseconds(horizon_us) AS later "
-        f"FROM (SELECT *, unnest([{', '.join(map(str, horizons))}]) AS horizon_us FROM ({at_trade}))"
+        "SELECT *, key + horizon_us AS later_key FROM ("
+        f"SELECT *, CAST(unnest([{', '.join(map(str, horizons))}]) AS BIGINT) AS horizon_us FROM ({rows}))"
     )
     # Until a later quote has come nobody knows whether this one still stands.
-    went_on = f"epoch_us(q.next_time) - epoch_us(r.later) <= {tolerance_us}"
-    after = (
-        f"SELECT r.* EXCLUDE (row_key), "
-        f"CASE WHEN {stands('r.later')} AND {went_on} THEN q.double_mid END AS later_double "
-        + joined(later, "later", "quotes")
-    )
+    went_on = f" AND q.next_key - r.later_key <= {tolerance_us}"
+    after = beside(later, "later_key", ">=", "later_double", until=went_on)
     sign = "CASE side WHEN 'BUY' THEN 1 WHEN 'SELL' THEN -1 WHEN 'SELL_SHORT' THEN -1 END"
     moved = f"CAST({sign} * (CAST(later_mid AS DECIMAL(20,9)) - {{}}) AS DECIMAL(20,9))"
     mids = (
-        f"SELECT {_TRADE}, CAST(horizon_us AS BIGINT) AS horizon_us, {middle('double_mid')} AS mid, "
-        f"{middle('later_double')} AS later_mid FROM ({after})"
+        f"SELECT {_TRADE}, horizon_us, {middle('double_mid')} AS mid, {middle('later_double')} AS later_mid "
+        f"FROM ({after})"
     )
     return (
-        f"WITH quotes AS MATERIALIZED ({known}) SELECT *, {moved.format('mid')} AS mid_move, "
-        f"{moved.format('price')} AS markout FROM ({mids})"
+        f"WITH pairs AS MATERIALIZED ({pairs_of(call)}), quotes AS MATERIALIZED ({quotes}) "
+        f"SELECT *, {moved.format('mid')} AS mid_move, {moved.format('price')} AS markout FROM ({mids})"
     )
 
 

@@ -275,3 +275,35 @@ def test_a_statement_too_deep_to_be_read_is_refused(cursor: duckdb.DuckDBPyConne
     assert tables_of(tree_of("SELECT " + "- ( " * 900 + "1" + ")" * 900, cursor)) == []
     with pytest.raises(InvalidStatement, match="too deep"):
         tree_of("SELECT " + "+ ".join(["id"] * 990) + " FROM trades", cursor)
+
+
+@pytest.mark.parametrize(
+    ("sql", "named"),
+    [
+        ("SELECT count(*) FROM trades", set()),
+        ("SELECT t.Price + id AS x, [symbol, 's'] FROM trades t WHERE ts > now()",
+         {"t", "price", "id", "symbol", "ts"}),
+        ("SELECT q.bid FROM trades JOIN quotes q USING (id, Symbol) GROUP BY ALL", {"q", "bid", "id", "symbol"}),
+        ("SELECT max(price) OVER w FROM trades WINDOW w AS (PARTITION BY symbol ORDER BY ts)",
+         {"price", "symbol", "ts"}),
+        ("SELECT x FROM (SELECT (SELECT max(bid) FROM quotes q WHERE q.id = t.id) AS x FROM trades t)",
+         {"x", "bid", "q", "id", "t"}),
+        ("SELECT list_transform(tags, lambda tag: tag || side) FROM trades", {"tags", "tag", "side"}),
+        ("SELECT price FROM trades UNION ALL BY NAME SELECT bid FROM quotes", {"price", "bid"}),
+        ("FROM trades", None),
+        ("SELECT price, quotes.* FROM trades, quotes", None),
+        ("SELECT COLUMNS('p.*') FROM trades", None),
+        ("SELECT price FROM trades ORDER BY ALL", None),
+        ("SELECT #1 FROM trades", None),
+        ("SELECT price FROM trades NATURAL JOIN quotes", None),
+        ("SELECT price FROM trades POSITIONAL JOIN quotes", None),
+        ("SELECT a FROM trades AS t(a, b)", None),
+        ("SELECT a FROM (FROM trades) AS t(a, b)", None),
+        ("SUMMARIZE SELECT price FROM trades", None),
+        ("UNPIVOT quotes ON bid, ask", None),
+    ],
+)  # fmt: skip
+def test_which_columns_a_statement_may_mean(
+    cursor: duckdb.DuckDBPyConnection, sql: str, named: set[str] | None
+) -> None:
+    assert tree_of(sql, cursor).named == (None if named is None else frozenset(named))

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import gzip
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime, timedelta
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import polars as pl
 import pytest
@@ -16,7 +15,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from common.errors import InvalidStatement
+from flight_server.engine.market import window_quotes
 from flight_server.engine.rewrite import tables_of, tree_of
+from tests.support.captured import recorded
 from tests.support.market import EPOCH, MarketDatabase, at, by_symbol, quote_series, rounded, trade_series, us_of
 from tests.support.records import quote, trade
 
@@ -218,17 +219,60 @@ def test_markouts_are_those_of_plain_python(
 
 
 @settings(max_examples=40, deadline=None)
-@given(series(), st.sampled_from(sorted(LENGTHS | NOTHING)), LENGTH, st.booleans(), CLOCKS)
+@given(series(), st.sampled_from(sorted(LENGTHS | NOTHING)), LENGTH, st.booleans(), CLOCKS, st.sampled_from([0, 32]))
 def test_windows_have_all_quotes_around_each_trade(
-    market: MarketDatabase, case: Any, one: str, other: str, turned: bool, clock: str
+    market: MarketDatabase, case: Any, one: str, other: str, turned: bool, clock: str, few: int
 ) -> None:
+    """Whether windows with so many quotes are taken for such with few or with many."""
     trades, quotes, low, high = case
     market.fill(trades, quotes)
     before, after = (other, one) if turned else (one, other)
     asked = f"before := '{before}', after := '{after}', clock := '{clock}'"
-    found = market.ask(f"SELECT * FROM window_quotes({bounds(low, high)}, {asked}) {ORDER}")
+    with mock.patch.object(window_quotes, "_FEW", few):
+        found = market.ask(f"SELECT * FROM window_quotes({bounds(low, high)}, {asked}) {ORDER}")
     lengths = LENGTHS | NOTHING
     assert found == list(window_rows(chosen(trades, low, high), quotes, lengths[before], lengths[after], clock))
+
+
+CALLS = {
+    "asof_quotes": "asof_quotes(['A', 'B'], tolerance := '3us', ties := '{ties}')",
+    "markouts": "markouts(['A', 'B'], horizons := ['1us', '3us'], tolerance := '1s', ties := '{ties}')",
+    "window_quotes": "window_quotes(['A', 'B'], before := '3us', after := '1us')",
+}
+
+
+@settings(max_examples=15, deadline=None)
+@given(series(), st.sampled_from(sorted(CALLS)), TIES, st.data())
+def test_a_column_is_the_same_whichever_others_are_asked_for(
+    market: MarketDatabase, case: Any, function: str, ties: str, data: st.DataObject
+) -> None:
+    """What nobody asks for is not computed."""
+    trades, quotes, _, _ = case
+    market.fill(trades, quotes)
+    call = CALLS[function].format(ties=ties)
+    whole = market.ask(f"SELECT * FROM {call}")
+    chosen = data.draw(st.lists(st.sampled_from(sorted(whole[0])), min_size=1, max_size=3, unique=True))
+    found = market.ask(f"SELECT {', '.join(f'w.{name}' for name in chosen)} FROM {call} w")
+    wanted = [{name: row[name] for name in chosen} for row in whole]
+    assert sorted(map(repr, found)) == sorted(map(repr, wanted))
+
+
+@pytest.mark.parametrize("function", sorted(CALLS))
+def test_a_row_has_every_column_however_it_is_asked_for(market: MarketDatabase, function: str) -> None:
+    market.fill([trade_at(BASE_US, symbol="A")], [quote_at(BASE_US + us, 5 + us, symbol="A") for us in (-1, 1, 2, 9)])
+    call = CALLS[function].format(ties="quote")
+    whole = market.ask(f"SELECT * FROM {call}")
+    assert whole[0].values() and not any(value is None for value in whole[0].values())
+    listed = ", ".join(whole[0])
+    numbered = ", ".join(f"c{number}" for number in range(len(whole[0])))
+    for sql, shown in (
+        (f"SELECT w FROM {call} w", [{"w": row} for row in whole]),
+        (f"SELECT {function} AS w FROM {call}", [{"w": row} for row in whole]),
+        (f"SELECT {listed} FROM (FROM {call})", whole),
+        (f"SELECT {numbered} FROM {call} AS w({numbered})",
+         [dict(zip(numbered.split(", "), row.values(), strict=True)) for row in whole]),
+    ):  # fmt: skip
+        assert sorted(map(repr, market.ask(sql))) == sorted(map(repr, shown))
 
 
 # -- one at a time
@@ -355,32 +399,8 @@ def test_polars_joins_the_same_quotes(market: MarketDatabase) -> None:
     assert 0 < sum(row["quote_id"] is None for row in found) < len(found)
 
 
-def recorded(path: Path, quotes_max: int) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """The first trades and quotes of a recorded feed; K2's clock was more than a second behind the venue's in it."""
-    trades, quotes = [], []
-    with gzip.open(path, "rt") as lines:
-        for line in lines:
-            received_ns, _, text = line.partition(" ")
-            message, received = json.loads(text), at(int(received_ns) // 1_000)
-            if "stream" not in message:
-                continue
-            data = message["data"]
-            if message["stream"].endswith("@trade"):
-                side = "SELL" if data["m"] else "BUY"
-                price, quantity, happened = Decimal(data["p"]), Decimal(data["q"]), at(data["E"] * 1_000)
-                changes = {"event_time": happened, "receive_time": received, "side": side}
-                trades.append(trade(data["t"], symbol=data["s"], price=price, quantity=quantity, **changes))
-            elif message["stream"].endswith("@bookTicker"):
-                values = {"bid_price": "b", "bid_quantity": "B", "ask_price": "a", "ask_quantity": "A"}
-                prices = {name: Decimal(data[key]) for name, key in values.items()}
-                quotes.append(quote(data["u"], symbol=data["s"], receive_time=received, **prices))
-                if len(quotes) == quotes_max:
-                    break
-    return trades, quotes
-
-
 def test_on_the_recorded_feed(market: MarketDatabase, captures: dict[str, Path]) -> None:
-    trades, quotes = recorded(captures["ethusdt_20240808.gz"], 4_000)
+    trades, quotes = recorded(captures["ethusdt_20240808.gz"], quotes_max=4_000)
     market.fill(trades, quotes)
     some = chosen(trades, None, None)[:: max(1, len(trades) // 40)]
     for function, wanted in (

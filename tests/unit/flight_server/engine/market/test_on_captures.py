@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import gzip
-import itertools
-import json
 from collections.abc import Iterator
 from datetime import datetime, timedelta
 from decimal import Decimal
@@ -17,9 +14,9 @@ from test_of_quotes import average, held_values
 from test_ohlcv import bars
 
 from common.datasets import BARS
-from tests.support.market import EPOCH, MarketDatabase, at, rounded
+from tests.support.captured import recorded
+from tests.support.market import EPOCH, MarketDatabase, rounded
 from tests.support.market_oracle import WIDTHS, bar_of, held
-from tests.support.records import quote, trade
 
 LOW = datetime(2024, 8, 9, tzinfo=EPOCH.tzinfo)
 HIGH = LOW + timedelta(minutes=4)
@@ -32,34 +29,10 @@ Feed = tuple[MarketDatabase, list[dict[str, Any]], list[dict[str, Any]]]
 @pytest.fixture(scope="module")
 def feed(captures: dict[str, Path]) -> Iterator[Feed]:
     """The database with bars, the trades and the quotes in it, read off the file with nothing of K2."""
-    trades, quotes = {}, {}
-    with gzip.open(captures["btcusdt_20240809.gz"], "rt") as lines:
-        for line in itertools.islice(lines, LINES):
-            received_ns, _, text = line.partition(" ")
-            message = json.loads(text)
-            data, stream = message.get("data", {}), str(message.get("stream", ""))
-            received = at(int(received_ns) // 1_000)
-            if stream.endswith("@trade"):
-                trades[data["t"]] = trade(
-                    data["t"],
-                    event_time=at(data["E"] * 1_000),
-                    receive_time=received,
-                    price=Decimal(data["p"]),
-                    quantity=Decimal(data["q"]),
-                    side="SELL" if data["m"] else "BUY",
-                )
-            elif stream.endswith("@bookTicker"):
-                quotes[data["u"]] = quote(
-                    data["u"],
-                    receive_time=received,
-                    bid_price=Decimal(data["b"]),
-                    bid_quantity=Decimal(data["B"]),
-                    ask_price=Decimal(data["a"]),
-                    ask_quantity=Decimal(data["A"]),
-                )
+    trades, quotes = recorded(captures["btcusdt_20240809.gz"], lines=LINES)
     database = MarketDatabase(("trades", "quotes", *BARS))
-    database.fill(list(trades.values()), list(quotes.values()))
-    yield database, list(trades.values()), list(quotes.values())
+    database.fill(trades, quotes)
+    yield database, trades, quotes
     database.close()
 
 
