@@ -44,6 +44,7 @@ from tests.performance import (
 from tests.performance.figures import Figure
 
 BENCHES: dict[str, Callable[[float], list[Figure]]] = {
+    "asof": bench_taq.run_asof,
     "decode": bench_decode.run,
     "ingest": bench_ingest.run,
     "freshness": bench_freshness.run,
@@ -66,7 +67,7 @@ BENCHES: dict[str, Callable[[float], list[Figure]]] = {
 
 
 #: These need package registries or minutes: they run when they are named.
-_ON_REQUEST = frozenset({"commits", "hours", "peers", "read_view", "recovery", "store", "taq", "verify"})
+_ON_REQUEST = frozenset({"asof", "commits", "hours", "peers", "read_view", "recovery", "store", "taq", "verify"})
 
 
 @dataclass(frozen=True)

@@ -1,139 +1,94 @@
 """A day of trades and quotes, asked as analysts ask: K2 over Flight SQL, plain DuckDB and polars by turns in one run.
 
 All three read the same Parquet files, those of K2's tables, and must answer the same, or the run ends with what
-differs.
-5M rows by default, a third of them trades; `--scale 10` is a day of 50M.
+differs. 5M rows by default, a third of them trades; `--scale 10` is a day of 50M. `asof` asks only for the quote at
+each trade, of 10M trades and 20M quotes, K2 and DuckDB.
 """
 
 from __future__ import annotations
 
+import os
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-import adbc_driver_flightsql.dbapi as flight_sql
-import duckdb
 import numpy as np
-import polars as pl
-import pyarrow as pa
-from polars.testing import assert_frame_equal
+import psutil
 
-from common.datasets import QUOTES, TRADES, Dataset
-from common.offsets import KafkaPartition, PartitionOffsets
-from common.settings import LakeSettings
-from sink.table import IcebergTable
+from common.datasets import QUOTES, TRADES
 from tests.performance.figures import Figure
 from tests.performance.k2_server import K2Server
-from tests.performance.market_day import in_chunks, quotes, symbol_days, trades
-from tests.performance.taq_queries import QUERIES, Query
+from tests.performance.market_day import BEGIN_US, SYMBOLS, in_chunks, quotes, symbol_days, symbol_name, trades
+from tests.performance.taq_peers import Ask, check_same, fill, in_duckdb, in_polars, k2
+from tests.performance.taq_queries import Market, Query, queries
 
-_ROWS, _ROUNDS = 5_000_000, 3
-Ask = Callable[[Query], pl.DataFrame]
+_ROWS, _ASOF_ROWS, _ROUNDS = 5_000_000, 30_000_000, 3
+_BEGIN = datetime.fromtimestamp(BEGIN_US // 1_000_000, UTC)
+#: Quiet is a symbol that has a hundredth of the day's rows. The quotes of the day may end before a minute after the
+#: last trades is over.
+MARKET = Market(
+    symbols=tuple(map(symbol_name, range(SYMBOLS))),
+    quiet=symbol_name(18),
+    busy=symbol_name(0),
+    stretch=(_BEGIN + timedelta(hours=10), _BEGIN + timedelta(hours=11)),
+    last_trade=_BEGIN + timedelta(hours=23, minutes=58),
+)
+
+
+@dataclass(frozen=True)
+class _Day:
+    """Who is asked about one day, and the CPU that all of them have taken."""
+
+    peers: Mapping[str, Ask]
+    cpu_s: Callable[[], float]
 
 
 def run(scale: float) -> list[Figure]:
-    count = int(_ROWS * scale)
+    with _day(int(_ROWS * scale)) as day:
+        return [_figure(query, day, "taq") for query in queries(MARKET)]
+
+
+def run_asof(scale: float) -> list[Figure]:
+    """Without polars, whose memory has no bound."""
+    with _day(int(_ASOF_ROWS * scale)) as day:
+        bounded = replace(day, peers={name: ask for name, ask in day.peers.items() if name != "polars"})
+        return [_figure(query, bounded, "asof") for query in queries(MARKET) if query.name.startswith("asof")]
+
+
+@contextmanager
+def _day(count: int) -> Iterator[_Day]:
+    """So many rows of it."""
     with tempfile.TemporaryDirectory(prefix="k2-taq-") as name, ExitStack() as stack:
         folder = Path(name)
-        files = {dataset.name: _fill(folder, dataset, count) for dataset in (TRADES, QUOTES)}
-        peers: dict[str, Ask] = {
-            "K2": _k2(stack.enter_context(K2Server(folder)), stack),
-            "DuckDB": _duckdb(files, stack),
-            "polars": _polars(files),
+        files = {
+            dataset.name: fill(folder, dataset, in_chunks(made(symbol_days(count))))
+            for dataset, made in ((TRADES, trades), (QUOTES, quotes))
         }
-        return [figure for query in QUERIES for figure in _figures(query, peers, count)]
+        server = stack.enter_context(K2Server(folder))
+
+        def cpu_s() -> float:
+            own = psutil.Process().cpu_times()
+            return float(own.user + own.system) + server.cpu_s()
+
+        yield _Day({"K2": k2(server.uri, stack), "DuckDB": in_duckdb(files, stack), "polars": in_polars(files)}, cpu_s)
 
 
-def _figures(query: Query, peers: Mapping[str, Ask], count: int) -> list[Figure]:
-    """Milliseconds of each; the first call of each is compared, and not counted: caches, plans."""
-    first = {name: _comparable(ask(query)) for name, ask in peers.items()}
-    for name, frame in first.items():
-        try:
-            assert_frame_equal(frame, first["K2"], rel_tol=1e-9, abs_tol=1e-12)
-        except AssertionError as error:
-            raise RuntimeError(f"{query.name}: {name} did not answer as K2 did: {error}"[:2000]) from None
-    taken_ms: dict[str, list[float]] = {name: [] for name in peers}
+def _figure(query: Query, day: _Day, benchmark: str) -> Figure:
+    """Milliseconds of each, and seconds of CPU; the first call of each is compared, and not counted: caches, plans."""
+    first = {name: ask(query) for name, ask in day.peers.items()}
+    check_same(query, first)
+    taken: dict[str, list[tuple[float, float]]] = {name: [] for name in day.peers}
     for _ in range(_ROUNDS):  # by turns, so that all meet the same machine
-        for name, ask in peers.items():
-            begin = time.perf_counter()
+        for name, ask in day.peers.items():
+            begin, cpu_s = time.perf_counter(), day.cpu_s()
             ask(query)
-            taken_ms[name].append((time.perf_counter() - begin) * 1000)
-    medians = {name: float(np.median(times)) for name, times in taken_ms.items()}
-    beside = ", ".join(f"{name} {ms:,.1f}" for name, ms in medians.items() if name != "K2")
-    rows = f"{first['K2'].height:,} rows of {count:,}"
-    return [Figure("taq", f"{query.name}, K2", medians["K2"], "ms", f"{beside}; {rows}")]
-
-
-def _comparable(frame: pl.DataFrame) -> pl.DataFrame:
-    """Rows in one order, numbers in one type: the three have types of their own for sums and counts."""
-    as_one = [
-        pl.col(name).cast(pl.Decimal(38, 8)) if kind.is_decimal() else pl.col(name).cast(pl.Int64)
-        for name, kind in frame.schema.items()
-        if kind.is_decimal() or kind.is_integer()
-    ]
-    times = [pl.col(pl.Datetime).cast(pl.Datetime("us", "UTC"))] if pl.Datetime in frame.dtypes else []
-    keys = [name for name, kind in frame.schema.items() if not kind.is_float()]
-    return frame.with_columns(as_one).with_columns(times).sort(keys)
-
-
-# -- the peers
-
-
-def _k2(server: K2Server, stack: ExitStack) -> Ask:
-    connection = stack.enter_context(flight_sql.connect(server.uri, autocommit=True))
-    cursor = stack.enter_context(connection.cursor())
-
-    def ask(query: Query) -> pl.DataFrame:
-        cursor.execute((query.k2 or query.sql).format(trades="market.trades", quotes="market.quotes"))
-        return _frame(cursor.fetch_arrow_table())
-
-    return ask
-
-
-def _duckdb(files: Mapping[str, list[str]], stack: ExitStack) -> Ask:
-    """With the settings that are fair: nothing has to keep the order of rows, and footers are kept."""
-    local = stack.enter_context(duckdb.connect())
-    local.execute("SET TimeZone = 'UTC'; SET preserve_insertion_order = false; SET parquet_metadata_cache = true")
-    for name, paths in files.items():
-        local.execute(f"CREATE VIEW {name} AS FROM read_parquet({paths!r})")
-
-    def ask(query: Query) -> pl.DataFrame:
-        return _frame(local.execute(query.sql.format(trades="trades", quotes="quotes")).to_arrow_table())
-
-    return ask
-
-
-def _polars(files: Mapping[str, list[str]]) -> Ask:
-    scans = {name: pl.scan_parquet(paths) for name, paths in files.items()}
-
-    def ask(query: Query) -> pl.DataFrame:
-        return query.polars(scans["trades"], scans["quotes"]).collect()
-
-    return ask
-
-
-def _frame(table: pa.Table) -> pl.DataFrame:
-    frame = pl.from_arrow(table)
-    assert isinstance(frame, pl.DataFrame)
-    return frame
-
-
-def _fill(folder: Path, dataset: Dataset, count: int) -> list[str]:
-    """K2's table of the made-up day, in commits of a million rows; its data files."""
-    lake = LakeSettings.load(data_dir=folder)
-    lake.prepare()
-    table = IcebergTable.open(lake, dataset)
-    partition = KafkaPartition("bench", f"{dataset.name}-topic-id", 0)
-    done = 0
-    for rows in _rows_of(dataset, count):
-        base = {partition: done} if done else {}
-        to = PartitionOffsets({partition: done + rows.num_rows})
-        table.append(rows, PartitionOffsets(base), to, f"bench-{done}")
-        done += rows.num_rows
-    return sorted(map(str, folder.glob(f"warehouse/**/{dataset.name}/**/*.parquet")))
-
-
-def _rows_of(dataset: Dataset, count: int) -> Iterator[pa.Table]:
-    return in_chunks((trades if dataset is TRADES else quotes)(symbol_days(count)))
+            taken[name].append(((time.perf_counter() - begin) * 1000, day.cpu_s() - cpu_s))
+    medians = {name: np.median(np.array(of_one), axis=0) for name, of_one in taken.items()}
+    beside = ", ".join(f"{name} {ms:,.1f}" for name, (ms, _) in medians.items() if name != "K2")
+    cpu = ", ".join(f"{cpu_s:.2f}" for _, cpu_s in medians.values())
+    said = f"CPU {cpu} s; {first['K2'].height:,} rows; load {os.getloadavg()[0]:.1f}"
+    return Figure(benchmark, f"{query.name}, K2", float(medians["K2"][0]), "ms", f"{beside}; {said}")

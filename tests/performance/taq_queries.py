@@ -1,4 +1,4 @@
-"""What is asked of a day of trades and quotes, as SQL for K2 and DuckDB and as an expression for polars.
+"""What is asked of trades and quotes, as SQL for K2 and DuckDB and as an expression for polars.
 
 The questions are those of public trade-and-quote benchmarks. Where all quotes or trades take part the answer
 is summed up, so that it is the work that is measured and not the way of the rows.
@@ -6,19 +6,29 @@ is summed up, so that it is the work that is measured and not the way of the row
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import datetime
 
 import polars as pl
 
-from tests.performance.market_day import BEGIN_US, SYMBOLS, symbol_name
+#: Of trades and quotes.
+Ask = Callable[[pl.LazyFrame, pl.LazyFrame], pl.LazyFrame]
 
-#: A symbol that has a hundredth of the day's rows, and the busiest one.
-QUIET, BUSY = symbol_name(18), symbol_name(0)
 
-#: After this the quotes of the day may end before a minute is over.
-_END = datetime.fromtimestamp(BEGIN_US // 1_000_000, UTC) + timedelta(hours=23, minutes=58)
+@dataclass(frozen=True)
+class Market:
+    """What is there to be asked: the symbols, one with few rows and the one with most, a stretch of time in which the
+    first has quotes, and how long after their trades moves are looked at of those before `last_trade`, behind which
+    there are quotes for as long."""
+
+    symbols: tuple[str, ...]
+    quiet: str
+    busy: str
+    stretch: tuple[datetime, datetime]
+    last_trade: datetime
+    horizons_s: tuple[int, ...] = (1, 5, 60)
 
 
 @dataclass(frozen=True)
@@ -27,7 +37,7 @@ class Query:
 
     name: str
     sql: str
-    polars: Callable[[pl.LazyFrame, pl.LazyFrame], pl.LazyFrame]
+    polars: Ask
     k2: str = ""
 
 
@@ -38,7 +48,7 @@ def _last_trade(trades: pl.LazyFrame, quotes: pl.LazyFrame) -> pl.LazyFrame:
     )
 
 
-def _ohlcv(symbol: str | None) -> Callable[[pl.LazyFrame, pl.LazyFrame], pl.LazyFrame]:
+def _ohlcv(symbol: str | None) -> Ask:
     def ask(trades: pl.LazyFrame, quotes: pl.LazyFrame) -> pl.LazyFrame:
         rows = trades if symbol is None else trades.filter(pl.col("symbol") == symbol)
         ordered = pl.col("price").sort_by("event_time", "trade_id")
@@ -71,11 +81,14 @@ def _spread(trades: pl.LazyFrame, quotes: pl.LazyFrame) -> pl.LazyFrame:
     )
 
 
-def _part_of_day(trades: pl.LazyFrame, quotes: pl.LazyFrame) -> pl.LazyFrame:
-    hour = pl.col("receive_time").dt.hour()
-    return quotes.filter((pl.col("symbol") == QUIET) & (hour == 10)).select(
-        "symbol", "receive_time", "bid_price", "ask_price"
-    )
+def _stretch(market: Market) -> Ask:
+    def ask(trades: pl.LazyFrame, quotes: pl.LazyFrame) -> pl.LazyFrame:
+        inside = pl.col("receive_time").is_between(*market.stretch, closed="left")
+        return quotes.filter((pl.col("symbol") == market.quiet) & inside).select(
+            "symbol", "receive_time", "bid_price", "ask_price"
+        )
+
+    return ask
 
 
 def _asof(trades: pl.LazyFrame, quotes: pl.LazyFrame) -> pl.LazyFrame:
@@ -92,14 +105,14 @@ def _asof(trades: pl.LazyFrame, quotes: pl.LazyFrame) -> pl.LazyFrame:
     )
 
 
-def _around(trades: pl.LazyFrame, quotes: pl.LazyFrame) -> pl.LazyFrame:
+def _around(busy: str, trades: pl.LazyFrame, quotes: pl.LazyFrame) -> pl.LazyFrame:
     """How many quotes lie within a second, by their numbers: polars has no join for it."""
     right = (
-        quotes.filter(pl.col("symbol") == BUSY)
+        quotes.filter(pl.col("symbol") == busy)
         .sort("receive_time", "quote_id")
         .select("receive_time", pl.int_range(1, pl.len() + 1, dtype=pl.Int64).alias("number"))
     )
-    left = trades.filter(pl.col("symbol") == BUSY).select(
+    left = trades.filter(pl.col("symbol") == busy).select(
         (pl.col("receive_time") - pl.duration(seconds=1)).alias("low"),
         (pl.col("receive_time") + pl.duration(seconds=1)).alias("high"),
     )
@@ -115,13 +128,13 @@ def _around(trades: pl.LazyFrame, quotes: pl.LazyFrame) -> pl.LazyFrame:
     return joined.select(pl.len().alias("trades"), counted.sum().alias("quotes"))
 
 
-def _markouts(trades: pl.LazyFrame, quotes: pl.LazyFrame) -> pl.LazyFrame:
+def _markouts(market: Market, trades: pl.LazyFrame, quotes: pl.LazyFrame) -> pl.LazyFrame:
     right = (
-        quotes.filter(pl.col("symbol") == BUSY)
+        quotes.filter(pl.col("symbol") == market.busy)
         .sort("receive_time", "quote_id")
         .select("receive_time", (pl.col("bid_price") + pl.col("ask_price")).alias("double_middle"))
     )
-    some = trades.filter((pl.col("symbol") == BUSY) & (pl.col("event_time") < _END))
+    some = trades.filter((pl.col("symbol") == market.busy) & (pl.col("event_time") < market.last_trade))
     left = some.select("receive_time", "side").sort("receive_time")
     there = left.join_asof(right, on="receive_time", strategy="backward").rename({"double_middle": "before"})
     parts = [
@@ -131,7 +144,7 @@ def _markouts(trades: pl.LazyFrame, quotes: pl.LazyFrame) -> pl.LazyFrame:
             "before",
             (pl.col("receive_time") + pl.duration(seconds=seconds)).alias("later"),
         ).join_asof(right, left_on="later", right_on="receive_time", strategy="backward")
-        for seconds in (1, 5, 60)
+        for seconds in market.horizons_s
     ]
     moved = pl.col("double_middle") - pl.col("before")
     return (
@@ -183,108 +196,115 @@ _BARS = (
 _QUOTE_KEY = "(receive_time, quote_id)"
 _LAST_ID = "9223372036854775807"
 
-QUERIES = (
-    Query(
-        "last trade of each symbol",
-        "SELECT symbol, max(event_time) AS traded, arg_max(price, (event_time, trade_id)) AS price "
-        "FROM {trades} GROUP BY symbol",
-        _last_trade,
-    ),
-    Query("ohlcv by minute, one symbol", _BARS % f"WHERE symbol = '{QUIET}'", _ohlcv(QUIET)),
-    Query("ohlcv by minute, all symbols", _BARS % "", _ohlcv(None)),
-    Query(
-        "vwap by symbol",
-        "SELECT symbol, sum(price::DOUBLE * quantity::DOUBLE) / sum(quantity::DOUBLE) AS vwap "
-        "FROM {trades} GROUP BY symbol",
-        _vwap,
-    ),
-    Query(
-        "spread by symbol",
-        "SELECT symbol, count(*) AS quotes, min(ask_price - bid_price) AS low, max(ask_price - bid_price) AS high, "
-        "sum(ask_price - bid_price)::DOUBLE / count(*) AS mean FROM {quotes} GROUP BY symbol",
-        _spread,
-    ),
-    Query(
-        "quotes of one symbol in one hour",
-        "SELECT symbol, receive_time, bid_price, ask_price FROM {quotes} "
-        f"WHERE symbol = '{QUIET}' AND receive_time >= '2024-08-10 10:00:00+00' "
-        "AND receive_time < '2024-08-10 11:00:00+00'",
-        _part_of_day,
-    ),
-    Query(
-        "asof, trades with their quotes, all symbols",
-        "SELECT symbol, count(*) AS trades, count(bid_price) AS matched, sum(bid_price) AS bids, "
-        "sum(ask_price) AS asks "
-        f"FROM (SELECT symbol, (receive_time, {_LAST_ID}) AS key FROM {{trades}}) ASOF LEFT JOIN "
-        f"(SELECT symbol AS quoted, {_QUOTE_KEY} AS quote_key, bid_price, ask_price FROM {{quotes}}) "
-        "ON symbol = quoted AND key >= quote_key GROUP BY symbol",
-        _asof,
-        "SELECT symbol, count(*) AS trades, count(bid_price) AS matched, sum(bid_price) AS bids, "
-        "sum(ask_price) AS asks "
-        f"FROM asof_quotes([{', '.join(repr(symbol_name(n)) for n in range(SYMBOLS))}], tolerance := '1d') "
-        "GROUP BY symbol",
-    ),
-    Query(
-        "quotes within a second of each trade, busiest symbol",
-        "WITH t AS (SELECT trade_id, receive_time AS traded, unnest([epoch_us(receive_time) // 1000000 - 1, "
-        "epoch_us(receive_time) // 1000000, epoch_us(receive_time) // 1000000 + 1]) AS second FROM {trades} "
-        f"WHERE symbol = '{BUSY}'), "
-        "q AS (SELECT receive_time, epoch_us(receive_time) // 1000000 AS second "
-        f"FROM {{quotes}} WHERE symbol = '{BUSY}'), "
-        "joined AS (SELECT count(*) AS quotes FROM t JOIN q USING (second) "
-        "WHERE receive_time BETWEEN traded - INTERVAL 1 SECOND AND traded + INTERVAL 1 SECOND) "
-        f"SELECT (SELECT count(*) FROM {{trades}} WHERE symbol = '{BUSY}') AS trades, quotes FROM joined",
-        _around,
-        f"SELECT count(*) AS trades, sum(quote_count)::BIGINT AS quotes FROM window_quotes('{BUSY}')",
-    ),
-    Query(
-        "markouts at 1, 5 and 60 s, busiest symbol",
-        f"WITH q AS MATERIALIZED (SELECT {_QUOTE_KEY} AS quote_key, bid_price + ask_price AS middle "
-        f"FROM {{quotes}} "
-        f"WHERE symbol = '{BUSY}'), "
-        f"t AS (SELECT receive_time, side, middle AS before FROM "
-        f"(SELECT receive_time, side, (receive_time, {_LAST_ID}) AS key FROM {{trades}} WHERE symbol = '{BUSY}' "
-        f"AND event_time < '{_END.isoformat()}') "
-        "ASOF LEFT JOIN q ON key >= quote_key), "
-        f"later AS (SELECT seconds, side, before, (receive_time + to_seconds(seconds), {_LAST_ID}) AS key "
-        "FROM t, (VALUES (1), (5), (60)) horizons(seconds)) "
-        "SELECT seconds, side, count(middle - before) AS trades, sum(middle - before) AS double_moves "
-        "FROM later ASOF LEFT JOIN q ON key >= quote_key GROUP BY ALL",
-        _markouts,
-        "SELECT horizon_us // 1000000 AS seconds, side, count(mid_move) AS trades, "
-        "2 * sum(CASE side WHEN 'BUY' THEN mid_move ELSE -mid_move END) AS double_moves "
-        f"FROM markouts('{BUSY}', NULL, '{_END.isoformat()}', tolerance := '1d') GROUP BY ALL",
-    ),
-    Query(
-        "ten symbols of most volume",
-        "SELECT symbol, sum(quantity) AS volume FROM {trades} GROUP BY symbol ORDER BY volume DESC LIMIT 10",
-        _top_symbols,
-    ),
-    Query(
-        "ten largest trades",
-        "SELECT symbol, trade_id, price, quantity FROM {trades} ORDER BY quantity DESC, symbol, trade_id LIMIT 10",
-        _top_trades,
-    ),
-    Query(
-        "first and last price of each symbol",
-        "SELECT symbol, arg_min(price, (event_time, trade_id)) AS opened, "
-        "arg_max(price, (event_time, trade_id)) AS closed "
-        "FROM {trades} GROUP BY symbol",
-        _first_and_last,
-    ),
-    Query(
-        "realized volatility of minutes by symbol",
-        "WITH closes AS (SELECT symbol, date_trunc('minute', event_time) AS minute, "
-        "ln(arg_max(price, (event_time, trade_id))::DOUBLE) AS close FROM {trades} GROUP BY ALL), "
-        "moves AS (SELECT symbol, close - lag(close) OVER (PARTITION BY symbol ORDER BY minute) AS moved FROM closes) "
-        "SELECT symbol, sqrt(sum(moved ** 2)) AS volatility FROM moves GROUP BY symbol",
-        _volatility,
-    ),
-    Query(
-        "buyers less sellers by hour and symbol",
-        "SELECT symbol, date_trunc('hour', event_time) AS hour, "
-        "sum(CASE WHEN side = 'BUY' THEN quantity ELSE -quantity END) AS imbalance, count(*) AS trades "
-        "FROM {trades} GROUP BY ALL",
-        _imbalance,
-    ),
-)
+
+def queries(market: Market) -> tuple[Query, ...]:
+    """All that is asked of this market."""
+    quiet, busy, last = market.quiet, market.busy, market.last_trade.isoformat()
+    begin, end = (moment.isoformat() for moment in market.stretch)
+    horizons = ", ".join(f"({seconds})" for seconds in market.horizons_s)
+    lengths = ", ".join(f"'{seconds}s'" for seconds in market.horizons_s)
+    return (
+        Query(
+            "last trade of each symbol",
+            "SELECT symbol, max(event_time) AS traded, arg_max(price, (event_time, trade_id)) AS price "
+            "FROM {trades} GROUP BY symbol",
+            _last_trade,
+        ),
+        Query("ohlcv by minute, one symbol", _BARS % f"WHERE symbol = '{quiet}'", _ohlcv(quiet)),
+        Query("ohlcv by minute, all symbols", _BARS % "", _ohlcv(None)),
+        Query(
+            "vwap by symbol",
+            "SELECT symbol, sum(price::DOUBLE * quantity::DOUBLE) / sum(quantity::DOUBLE) AS vwap "
+            "FROM {trades} GROUP BY symbol",
+            _vwap,
+        ),
+        Query(
+            "spread by symbol",
+            "SELECT symbol, count(*) AS quotes, min(ask_price - bid_price) AS low, max(ask_price - bid_price) AS high, "
+            "sum(ask_price - bid_price)::DOUBLE / count(*) AS mean FROM {quotes} GROUP BY symbol",
+            _spread,
+        ),
+        Query(
+            "quotes of one symbol in one stretch of time",
+            "SELECT symbol, receive_time, bid_price, ask_price FROM {quotes} "
+            f"WHERE symbol = '{quiet}' AND receive_time >= '{begin}' AND receive_time < '{end}'",
+            _stretch(market),
+        ),
+        Query(
+            "asof, trades with their quotes, all symbols",
+            "SELECT symbol, count(*) AS trades, count(bid_price) AS matched, sum(bid_price) AS bids, "
+            "sum(ask_price) AS asks "
+            f"FROM (SELECT symbol, (receive_time, {_LAST_ID}) AS key FROM {{trades}}) ASOF LEFT JOIN "
+            f"(SELECT symbol AS quoted, {_QUOTE_KEY} AS quote_key, bid_price, ask_price FROM {{quotes}}) "
+            "ON symbol = quoted AND key >= quote_key GROUP BY symbol",
+            _asof,
+            "SELECT symbol, count(*) AS trades, count(bid_price) AS matched, sum(bid_price) AS bids, "
+            "sum(ask_price) AS asks "
+            f"FROM asof_quotes([{', '.join(map(repr, market.symbols))}], tolerance := '1d') "
+            "GROUP BY symbol",
+        ),
+        Query(
+            "quotes within a second of each trade, busiest symbol",
+            "WITH t AS (SELECT trade_id, receive_time AS traded, unnest([epoch_us(receive_time) // 1000000 - 1, "
+            "epoch_us(receive_time) // 1000000, epoch_us(receive_time) // 1000000 + 1]) AS second FROM {trades} "
+            f"WHERE symbol = '{busy}'), "
+            "q AS (SELECT receive_time, epoch_us(receive_time) // 1000000 AS second "
+            f"FROM {{quotes}} WHERE symbol = '{busy}'), "
+            "joined AS (SELECT count(*) AS quotes FROM t JOIN q USING (second) "
+            "WHERE receive_time BETWEEN traded - INTERVAL 1 SECOND AND traded + INTERVAL 1 SECOND) "
+            f"SELECT (SELECT count(*) FROM {{trades}} WHERE symbol = '{busy}') AS trades, quotes FROM joined",
+            functools.partial(_around, busy),
+            f"SELECT count(*) AS trades, sum(quote_count)::BIGINT AS quotes FROM window_quotes('{busy}')",
+        ),
+        Query(
+            "markouts at three horizons, busiest symbol",
+            f"WITH q AS MATERIALIZED (SELECT {_QUOTE_KEY} AS quote_key, bid_price + ask_price AS middle "
+            f"FROM {{quotes}} "
+            f"WHERE symbol = '{busy}'), "
+            f"t AS (SELECT receive_time, side, middle AS before FROM "
+            f"(SELECT receive_time, side, (receive_time, {_LAST_ID}) AS key FROM {{trades}} WHERE symbol = '{busy}' "
+            f"AND event_time < '{last}') "
+            "ASOF LEFT JOIN q ON key >= quote_key), "
+            f"later AS (SELECT seconds, side, before, (receive_time + to_seconds(seconds), {_LAST_ID}) AS key "
+            f"FROM t, (VALUES {horizons}) horizons(seconds)) "
+            "SELECT seconds, side, count(middle - before) AS trades, sum(middle - before) AS double_moves "
+            "FROM later ASOF LEFT JOIN q ON key >= quote_key GROUP BY ALL",
+            functools.partial(_markouts, market),
+            "SELECT horizon_us // 1000000 AS seconds, side, count(mid_move) AS trades, "
+            "2 * sum(CASE side WHEN 'BUY' THEN mid_move ELSE -mid_move END) AS double_moves "
+            f"FROM markouts('{busy}', NULL, '{last}', [{lengths}], tolerance := '1d') GROUP BY ALL",
+        ),
+        Query(
+            "ten symbols of most volume",
+            "SELECT symbol, sum(quantity) AS volume FROM {trades} GROUP BY symbol ORDER BY volume DESC LIMIT 10",
+            _top_symbols,
+        ),
+        Query(
+            "ten largest trades",
+            "SELECT symbol, trade_id, price, quantity FROM {trades} ORDER BY quantity DESC, symbol, trade_id LIMIT 10",
+            _top_trades,
+        ),
+        Query(
+            "first and last price of each symbol",
+            "SELECT symbol, arg_min(price, (event_time, trade_id)) AS opened, "
+            "arg_max(price, (event_time, trade_id)) AS closed "
+            "FROM {trades} GROUP BY symbol",
+            _first_and_last,
+        ),
+        Query(
+            "realized volatility of minutes by symbol",
+            "WITH closes AS (SELECT symbol, date_trunc('minute', event_time) AS minute, "
+            "ln(arg_max(price, (event_time, trade_id))::DOUBLE) AS close FROM {trades} GROUP BY ALL), "
+            "moves AS (SELECT symbol, close - lag(close) OVER (PARTITION BY symbol ORDER BY minute) AS moved "
+            "FROM closes) "
+            "SELECT symbol, sqrt(sum(moved ** 2)) AS volatility FROM moves GROUP BY symbol",
+            _volatility,
+        ),
+        Query(
+            "buyers less sellers by hour and symbol",
+            "SELECT symbol, date_trunc('hour', event_time) AS hour, "
+            "sum(CASE WHEN side = 'BUY' THEN quantity ELSE -quantity END) AS imbalance, count(*) AS trades "
+            "FROM {trades} GROUP BY ALL",
+            _imbalance,
+        ),
+    )
