@@ -82,23 +82,23 @@ def _windows(call: Call, *, numbered: bool) -> str:
     """The trades with the numbers of their first and last quote, and what these two tell. With `numbered` each has a
     row_id."""
     trades = keyed(trades_of(call, f"{_TRADE}, {traded(call)} AS traded"), "traded")
+    sums = "CAST(NULL AS DECIMAL(38,8)) AS bids, CAST(NULL AS DECIMAL(38,8)) AS asks"
+    if call.asks_for("spread_avg", "mid_avg"):
+        sums = ", ".join(f"e.{side}s - b.{side}s + b.{side}_price AS {side}s" for side in ("bid", "ask"))
     # Of quotes at the same microsecond: the first where a window begins, the last where it ends.
     rows = (
-        f"SELECT r.*, b.number AS first_number, e.number AS last_number, "
+        "SELECT r.*, b.number AS first_number, e.number AS last_number, "
         "greatest(e.number - b.number + 1, 0) AS count, b.bid_price AS first_bid, b.ask_price AS first_ask, "
-        "e.bid_price AS last_bid, e.ask_price AS last_ask, {sums} "
+        f"e.bid_price AS last_bid, e.ask_price AS last_ask, {sums} "
         f"FROM (SELECT *, key - {call['before'].us} AS low, key + {call['after'].us} AS high FROM ({trades})) r "
         "ASOF LEFT JOIN (SELECT * FROM quotes WHERE is_first) b ON r.low <= b.key "
         "ASOF LEFT JOIN (SELECT * FROM quotes WHERE is_last) e ON r.high >= e.key"
     )
-    sums = "CAST(NULL AS DECIMAL(38,8)) AS bids, CAST(NULL AS DECIMAL(38,8)) AS asks"
-    if call.asks_for("spread_avg", "mid_avg"):
-        sums = ", ".join(f"e.{side}s - b.{side}s + b.{side}_price AS {side}s" for side in ("bid", "ask"))
     row_id = ", row_number() OVER () AS row_id" if numbered else ""
     double = "CASE WHEN count > 0 THEN CAST({0}_bid AS DECIMAL(19,8)) + {0}_ask END AS {0}_double"
     return (
         f"SELECT *, asks - bids AS spread_sum, asks + bids AS double_sum, {double.format('first')}, "
-        f"{double.format('last')}{row_id} FROM ({rows.format(sums=sums)})"
+        f"{double.format('last')}{row_id} FROM ({rows})"
     )
 
 

@@ -311,6 +311,13 @@ def test_a_later_mid_is_unknown_until_a_quote_behind_it_is_there(market: MarketD
     assert market.ask(sql) == [{"later_mid": Decimal(102), "mid_move": Decimal(-2), "markout": Decimal(-2)}]
 
 
+@pytest.mark.parametrize("function", ["asof_quotes", "window_quotes", "markouts"])
+def test_a_symbol_may_have_any_letters(market: MarketDatabase, function: str) -> None:
+    market.fill([trade_at(BASE_US, symbol="{0}'{x}%s")], [quote_at(BASE_US, 1, symbol="{0}'{x}%s")])
+    (row,) = market.ask(f"SELECT DISTINCT symbol FROM {function}('{{0}}''{{x}}%s')")
+    assert row == {"symbol": "{0}'{x}%s"}
+
+
 def test_both_ends_of_a_window_are_in_it(market: MarketDatabase) -> None:
     times = {1: -1_000_001, 2: -1_000_000, 3: -1_000_000, 4: 0, 5: 2_000_000, 6: 2_000_000, 7: 2_000_001}
     quotes = [quote_at(BASE_US + us, number, bid=str(number), ask=str(number)) for number, us in times.items()]
