@@ -442,7 +442,7 @@ class IngestService:
             level = shedding.level
             self._normaliser.thins = level is not Level.NORMAL
             say = self._log.warning if level else self._log.info
-            say("load", level=level.name, queue_percent=round(queue_percent), memory_percent=round(memory_percent))
+            say("load", load_level=level.name, queue_percent=round(queue_percent), memory_percent=round(memory_percent))
         if shedding.due(now_s) and queue_percent < settings.shed_queue_percent[0]:
             if SHED.name not in producer.datasets:
                 session, log = self._session, KafkaLog(self._kafka)

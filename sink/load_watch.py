@@ -97,7 +97,7 @@ class LoadWatch(Collector):
     def _tell(self, stats: Mapping[str, SinkStats], memory_percent: float) -> None:
         level = self._load.level
         facts = {
-            "level": level.name,
+            "load_level": level.name,
             "waiting": [name for name in stats if not self.allowance(name).reads],
             "trades_behind": self._behind.get(TRADES.name, 0),
             "memory_percent": round(memory_percent),

@@ -13,7 +13,8 @@ from common.datasets import AGG_TRADES, BLOCK_TRADES, BOOK_SNAPSHOTS, DATASETS, 
 from common.degradation import Level
 from common.errors import SettingsError
 from common.offsets import KafkaPartition, PartitionOffsets
-from common.settings import SinkSettings
+from common.settings import SinkSettings, TelemetrySettings
+from common.telemetry import configure_logging
 from sink.commit_policy import CommitPolicy
 from sink.load import FULL, Allowance, SinkLoad, allowance, load_triggers, records_behind
 from sink.load_watch import LoadWatch
@@ -199,12 +200,14 @@ def test_the_watch_has_workers_wait_for_the_trades_that_are_behind() -> None:
     assert watch.records_behind[TRADES.name] == 1_000, "a worker that starts over does not say how far it is"
 
 
-def test_the_watch_has_commits_shrink_while_memory_is_short() -> None:
+def test_the_watch_has_commits_shrink_while_memory_is_short(capsys: pytest.CaptureFixture[str]) -> None:
+    configure_logging(TelemetrySettings(log_format="json"), service="sink")
     sink = Sink()
     watch = sink.watch()
     sink.rss = SETTINGS.memory_bytes_max
     sink.look(watch)
     assert watch.level is Level.CIRCUIT_BREAK
+    assert '"load_level": "CIRCUIT_BREAK"' in capsys.readouterr().err, "the log's own word level does not hide it"
     assert watch.allowance(TRADES.name) == Allowance(reads=False, commit_share=1 / 16, reads_on=False)
     sink.rss = None
     for _ in range(8):
