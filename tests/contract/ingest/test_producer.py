@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
 import pytest
 
@@ -46,3 +47,40 @@ def test_a_fenced_producer_says_that_it_was_fenced_whichever_call_meets_it_first
     finally:
         for producer in producers:
             producer.close()
+
+
+def test_behind_a_commit_nothing_is_sent_before_its_markers_are_written(
+    kafka: KafkaSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Kafka would tell it to come again later. What is taken meanwhile is kept, and begins the next transaction."""
+    producer = producer_of(kafka, transaction_ms=10)
+    to_broker: list[bytes] = []
+    produce, sleep = producer._produce, asyncio.sleep
+    waited_s: list[float] = []
+
+    def noted(topic: str, value: bytes, *rest: Any, **named: Any) -> None:
+        to_broker.append(value)
+        produce(topic, value, *rest, **named)
+
+    async def meanwhile(seconds: float) -> None:
+        waited_s.append(seconds)
+        if len(waited_s) == 1:
+            assert producer.committed == 1
+            assert producer.send(TRADES, "BTCUSDT", b"the second", [], 0)
+            assert (to_broker, producer.queued) == ([b"the first"], 1)
+        await sleep(0)
+
+    async def send_and_commit() -> None:
+        assert not await producer._commit()
+        assert producer.send(TRADES, "BTCUSDT", b"the first", [], 0)
+        assert await producer._commit()
+        assert (to_broker, waited_s) == ([b"the first", b"the second"], [0.008])
+        assert await producer._commit()
+
+    monkeypatch.setattr(producer, "_produce", noted)
+    monkeypatch.setattr(asyncio, "sleep", meanwhile)
+    try:
+        asyncio.run(asyncio.wait_for(send_and_commit(), PATIENCE_S))
+        assert (producer.committed, producer.queued, producer.commits) == (2, 0, 2)
+    finally:
+        producer.close()
