@@ -681,6 +681,9 @@ class Publisher:
                         self._database.drop_segment(segment.relation)
                 tails[name] = replace(table.tail, base=one.base, segments=segments)
                 memory[name] = remembered(one.snapshot, tails[name])
+            if self._bars is not None and TRADES.name not in tables:
+                # Bars that come alone may have taken in rows that memory got since the trades were published last.
+                memory[TRADES.name] = remembered(snapshots[TRADES.name], self._tables[TRADES.name].tail)
             positions = [
                 (
                     number,
