@@ -11,6 +11,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from typing import Any
 
 import duckdb
 import pyarrow as pa
@@ -126,22 +127,29 @@ def conditions_of(
             continue
         wanted.append((comparison, *kind))
         for operand in comparison.operands:
+            if _is_written(operand, kind):
+                continue
             for form in ("typeof({})", kind[0]):
                 if operand.parameter is None:
                     columns.append(form.format(operand.sql.replace(NOW, f"make_timestamptz({now_us})")))
                 else:
                     values.append(parameters[operand.parameter])
                     columns.append(form.format("?"))
-    if not columns:
-        return []
-    try:
-        row = cursor.execute(f"SELECT {', '.join(columns)}", values).fetchone()
-    except duckdb.Error:
-        return []  # whatever is wrong with it, the query itself will say it
-    computed = iter(row or ())
+    row: Sequence[Any] = ()
+    if columns:
+        try:
+            row = cursor.execute(f"SELECT {', '.join(columns)}", values).fetchone() or ()
+        except duckdb.Error:
+            return []  # whatever is wrong with it, the query itself will say it
+    computed = iter(row)
     conditions = []
-    for comparison, _, types in wanted:
-        pairs = [(next(computed), next(computed)) for _ in comparison.operands]
+    for comparison, form, types in wanted:
+        pairs = [
+            ("VARCHAR", operand.sql[1:-1].replace("''", "'"))
+            if _is_written(operand, (form, types))
+            else (next(computed), next(computed))
+            for operand in comparison.operands
+        ]
         fits = [
             value is not None and (found in types or (operand.is_literal and found == "VARCHAR"))
             for operand, (found, value) in zip(comparison.operands, pairs, strict=True)
@@ -150,6 +158,11 @@ def conditions_of(
             intervals = tuple(_interval(comparison.sign, value) for _, value in pairs)
             conditions.append(Condition(_name(schema, comparison.column), intervals))
     return conditions
+
+
+def _is_written(operand: Operand, kind: tuple[str, frozenset[str]]) -> bool:
+    """Whether it is a string for a column of strings, as in `symbol = 'BTCUSDT'`: nothing is to be computed."""
+    return operand.is_literal and kind == _TEXT
 
 
 def named(statement: Statement, values: Values) -> Mapping[str, object]:

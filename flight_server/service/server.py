@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -23,6 +22,7 @@ from flight_server.service.middleware import Arrived, CallFactory, Handshakes, a
 from flight_server.service.prepared import PreparedStatements
 from flight_server.service.puts import Puts
 from flight_server.service.status import on_the_wire
+from flight_server.service.streaming import cut_metadata
 from flight_server.service.tls import Transport
 
 #: What FlightEndpoint makes of any other time, by a cast.
@@ -74,7 +74,7 @@ class FlightSqlServer(flight.FlightServerBase):  # type: ignore[misc]
         with self._call(context, "GetFlightInfo") as call:
             command = call.decoded(lambda: decode_command(descriptor.command))
             answer = handler_of(self._handlers, command).announce(command, call.of(context))
-            metadata = b"" if answer.cut is None else json.dumps({"cut": answer.cut}).encode()
+            metadata = b"" if answer.cut is None else cut_metadata(answer.cut)
             expires = None if answer.expires_us is None else self._expiry_of(answer.expires_us)
             # No locations: the client is to ask on the connection it has.
             endpoints = [flight.FlightEndpoint(ticket, [], expires) for ticket in answer.tickets]

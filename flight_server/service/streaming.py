@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Generator, Iterator, Sequence
+from functools import lru_cache
 from typing import Any
 
 import pyarrow as pa
@@ -69,11 +70,13 @@ def _whole(
 ) -> Iterator[pa.RecordBatch | tuple[pa.RecordBatch, bytes]]:
     """All of a result that has a cut, as GeneratorStream takes it: the cut travels beside the first batch."""
     first, *rest = batches or [empty_batch(statement.schema)]
-    return iter([(first, _cut_metadata(statement)), *rest])
+    return iter([(first, cut_metadata(statement.cut)), *rest])
 
 
-def _cut_metadata(statement: RunningStatement | ReadyResult | Subscription) -> bytes:
-    return json.dumps({"cut": statement.cut}).encode()
+@lru_cache(maxsize=16)
+def cut_metadata(cut: str | None) -> bytes:
+    """A cut as app_metadata, of a FlightInfo or of a batch. Remembered: many statements are of one cut."""
+    return json.dumps({"cut": cut}).encode()
 
 
 def _arriving(subscription: Subscription, log: Callable[[], Any]) -> Generator[Any, None, None]:
@@ -82,7 +85,7 @@ def _arriving(subscription: Subscription, log: Callable[[], Any]) -> Generator[A
         yield None
         while True:
             batch = subscription.read()
-            yield batch, _cut_metadata(subscription)
+            yield batch, cut_metadata(subscription.cut)
     except Exception as error:  # noqa: BLE001  (whatever it is, it must not leave with a traceback)
         raise on_the_wire(error, log()) from None
     finally:
@@ -101,7 +104,7 @@ def _items(
     batches = ReadAhead(statement, begun)
     try:
         yield None
-        metadata = None if statement.cut is None else _cut_metadata(statement)
+        metadata = None if statement.cut is None else cut_metadata(statement.cut)
         for batch in batches:
             yield batch if metadata is None else (batch, metadata)
             metadata = None

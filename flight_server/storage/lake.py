@@ -111,6 +111,8 @@ class Lake:
         self._reader: KafkaLogReader | None = None
         self._threads: list[threading.Thread] = []
         self._rows_published = 0
+        #: The tables, and the number (`research_version`) that they were listed at: every statement asks for them.
+        self._listed: tuple[int, Sequence[TableInfo]] | None = None
         self.failure: BaseException | None = None
         self._metrics = TailMetrics(self._held, registry or CollectorRegistry())
 
@@ -258,9 +260,16 @@ class Lake:
         """A large table in parts, each a SELECT, for the cursor's open transaction; see Publisher.parts."""
         return [] if self._publisher is None else self._publisher.parts(cursor, table, count, rows_min=rows_min)
 
-    def tables(self) -> list[TableInfo]:
+    def tables(self) -> Sequence[TableInfo]:
         """The tables of `market`, those of `ops` that the log feeds, and those of `research` as of their latest
         publication."""
+        # The number first: what changes meanwhile has another one, and is listed at the next call.
+        version = self.research_version
+        if self._listed is None or self._listed[0] != version:
+            self._listed = (version, self._list_tables())
+        return self._listed[1]
+
+    def _list_tables(self) -> list[TableInfo]:
         known = [*self._datasets, *self._bars]
         fed = [TableInfo(CATALOG, d.namespace, d.name, "TABLE", self._shown(d)) for d in known]
         fed += [TableInfo(CATALOG, OPS, view.name, "VIEW", view.columns) for view in self._views()]
