@@ -41,8 +41,8 @@ class Change:
     """One statement that changes `target`, its name as written in parts.
 
     `scratch_text` is what runs when the target is the session's own. `body` is what gives the rows: the query of CREATE
-    TABLE AS (None without one) and of INSERT; `columns` is the list behind INSERT's target, or the text of CREATE
-    TABLE's column definitions in `definition`.
+    TABLE AS (None without one), of CREATE VIEW and of INSERT; `columns` is the list behind INSERT's target, or the text
+    of CREATE TABLE's column definitions in `definition`.
     """
 
     verb: Verb
@@ -94,14 +94,13 @@ def _create(text: str, tokens: Sequence[Token]) -> Change:
     here = tokens[insert_at].start
     temp = data if temporary else data[:here] + b"TEMP " + data[here:]
     body, definition = None, None
-    if is_table:
-        as_at = next((i for i in outermost_indexes(tokens, at) if tokens[i].says("as")), None)
-        if as_at is None:
-            definition = data[tokens[at].start :].decode() if at < len(tokens) else ""
-        else:
-            body = data[tokens[as_at].end :].decode()
-            if as_at != at:
-                definition = data[tokens[at].start : tokens[as_at].start].decode()
+    as_at = next((i for i in outermost_indexes(tokens, at) if tokens[i].says("as")), None)
+    if as_at is not None:
+        body = data[tokens[as_at].end :].decode()
+    if is_table and as_at is None:
+        definition = data[tokens[at].start :].decode() if at < len(tokens) else ""
+    elif is_table and as_at is not None and as_at != at:
+        definition = data[tokens[at].start : tokens[as_at].start].decode()
     return Change(
         Verb.CREATE_TABLE if is_table else Verb.CREATE_VIEW,
         target,

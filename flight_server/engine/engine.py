@@ -632,18 +632,54 @@ class Engine:
         """The planner as the tables are now. Raises Unavailable when the server does not serve."""
         return self._ready()
 
-    def with_functions(self, statement: Statement, body: str | None, values: Values, *, runs: int) -> Statement:
-        """A change whose rows come from the query `body` behind it, with the market functions of that in their places.
+    def change(
+        self,
+        statement: Statement,
+        body: str | None,
+        values: Values,
+        caller: Caller,
+        session: Session,
+        *,
+        runs: int,
+        is_view: bool = False,
+    ) -> tuple[Statement, Source | None, Mapping[str, pa.Table]]:
+        """A change of scratch as it is run: the market functions of the query `body`, which its rows come from, in
+        their places; how the query reads its tables where that is not simply as they are now; and the tables of `ops`.
 
-        Raises InvalidStatement or Unsupported as for a query.
+        Raises InvalidStatement or Unsupported as for a query; with `is_view` also for what a view cannot keep.
         """
-        if body is None or not statement.text.endswith(body):
-            return statement
-        query = self.statement(body)
-        found = self._market.expanded(query, self._ready(), values, runs=runs)
-        if found is query:
-            return statement
-        return replace(statement, text=statement.text.removesuffix(body) + " " + found.text, sent=statement.text)
+        planner = self._ready()
+        try:
+            query = None if body is None else self.statement(body)
+        except InvalidStatement:  # BY NAME, DEFAULT VALUES, ON CONFLICT: no query, and DuckDB's own affair
+            query = None
+        if body is None or query is None:
+            self._check_reads_now(statement, session)
+            return statement, None, {}
+        found = self._market.expanded(query, planner, values, runs=runs, is_view=is_view)
+        source = self._sources.source(found, session, planner.parser, values)
+        if found is query and source is None:
+            return statement, None, {}
+        if not statement.text.endswith(body):
+            raise Unsupported("WITH is to stand behind the table that takes the rows here: INSERT INTO name WITH ...")
+        if source is not None and is_view:
+            raise Unsupported(
+                "a view is read at the cut of the query that reads it, and reads tables of now: AT, k2_changes, the "
+                "tables of ops and k2.as_of have no place in one; make a table of the rows, CREATE TABLE name AS ..."
+            )
+        text = statement.text.removesuffix(body) + " " + found.text
+        ops = self._ops(source, caller, found)
+        return replace(statement, text=text, query=found.query, sent=statement.text), source, ops
+
+    def _check_reads_now(self, statement: Statement, session: Session) -> None:
+        """Raises Unsupported for a change that reads the market, which it would do as it is now, where the session
+        reads it as of an instant."""
+        tables = {table.name.lower() for table in self._lake.tables() if table.schema != RESEARCH}
+        if session.options.as_of and not statement.words.isdisjoint(tables):
+            raise Unsupported(
+                "the session reads everything as of an instant, which this change cannot; make a table of the rows "
+                "first, CREATE TABLE name AS SELECT ..., or set k2.as_of back"
+            )
 
     def _place(self, plan: _Plan, source: Source | Part | None, caller: Caller | None) -> Place:
         if plan.statement.reads_tables:
@@ -830,7 +866,7 @@ def _explained(source: Source | None, statement: Statement) -> Iterator[None]:
         yield
     except StatementError as error:
         if statement.sent is not None:
-            raise type(error)(str(error).partition("\n")[0]) from None
+            raise type(error)(str(error).partition("\n\nLINE ")[0]) from None
         if source is None or not source.columns:
             raise
         raise source.explained(error, statement) from None

@@ -1,4 +1,4 @@
-"""DuckDB's exceptions as ours, with DuckDB's own words and position.
+"""DuckDB's exceptions as ours, with DuckDB's own words and position, and K2's names where a name is not there.
 
 They come in two forms: as classes of the duckdb module when a statement is prepared or started, and, once a result
 streams, as pyarrow's OSError whose text begins with DuckDB's name of the class.
@@ -22,6 +22,7 @@ from common.errors import (
     Unavailable,
     Unsupported,
 )
+from flight_server.engine.suggestions import suggested
 
 #: DuckDB's word before "Error:" -> ours. What is absent here (Internal, Fatal, ...) is no fault of the statement.
 _KINDS: dict[str, type[K2Error]] = {
@@ -63,7 +64,7 @@ def translated(error: BaseException) -> BaseException:
     """Our error for one that came out of DuckDB; any other comes back as it is."""
     if isinstance(error, K2Error) or not isinstance(error, (duckdb.Error, OSError, RuntimeError)):
         return error
-    text = str(error).strip()
+    text = suggested(str(error).strip())
     form = _FORM.match(text)
     if form is None:
         return error

@@ -16,11 +16,12 @@ from flight_server.engine.market.arguments import Call
 from flight_server.engine.market.expansion import calls_of, expanded, has_parameters, is_called
 from flight_server.engine.market.functions import MarketFunction
 from flight_server.engine.planner import Planner, Values
-from flight_server.engine.rewrite import functions_of
+from flight_server.engine.rewrite import FunctionRef, functions_of
 from flight_server.engine.seam import Lake
 from flight_server.engine.session_options import CATALOG, MARKET
 from flight_server.engine.sources import Sources
 from flight_server.engine.statements import Statement
+from flight_server.engine.tokens import tokens_of
 from flight_server.storage.read_view import literal
 
 #: Statements whose expansion is remembered.
@@ -41,18 +42,27 @@ class MarketFunctions:
         #: (table, symbol) that were seen.
         self._known: set[tuple[str, str]] = set()
 
-    def expanded(self, statement: Statement, planner: Planner, values: Values | None, *, runs: int = 1) -> Statement:
+    def expanded(
+        self,
+        statement: Statement,
+        planner: Planner,
+        values: Values | None,
+        *,
+        runs: int = 1,
+        is_view: bool = False,
+    ) -> Statement:
         """The statement that is run for this one: itself, when it calls no market function.
 
         `values` are its parameters; None where they are not known yet, and then it is there to be planned only; `runs`
-        how many sets of them there are. Raises InvalidStatement, Unsupported.
+        how many sets of them there are. With `is_view` it is what a view keeps, whose calls are put in once and for
+        all. Raises InvalidStatement, Unsupported.
         """
         if not is_called(statement.words):
             return statement
         tables = frozenset(table.name for table in self._lake.tables() if table.schema == MARKET)
         with self._lock:
             kept = self._kept.get((statement.text, tables))
-        if kept is not None:
+        if kept is not None and not is_view:
             return kept
         tree = self._sources.tree(statement.query, planner.parser)
         if isinstance(tree, InvalidStatement):
@@ -60,6 +70,9 @@ class MarketFunctions:
         calls = calls_of(tree, functions_of(tree), tables, planner.parser, values)
         if not calls:
             return statement
+        if is_view:
+            for ref, (_, call) in calls.items():
+                _check_lasting(ref, call)
         bound = has_parameters(calls)
         if bound and runs > 1:
             name = next(iter(calls)).name
@@ -107,4 +120,23 @@ class MarketFunctions:
         raise InvalidStatement(
             f"{function}: {MARKET}.{table} has no symbol {symbol[:40]!r}; "
             + (f"there are {there}" if found else "it has no rows yet")
+        )
+
+
+def _check_lasting(ref: FunctionRef, call: Call) -> None:
+    """Raises Unsupported for a call that would not mean the same each time that a view of it is read."""
+    for argument in ref.arguments:
+        varying = {str(token.name) for token in tokens_of(argument.text)} & VARYING_WORDS
+        if varying:
+            raise Unsupported(
+                f"a view keeps {ref.name} as it is when the view is made, and {min(varying)} would stay what it was "
+                f"then; leave the bound out and put it behind, as in SELECT * FROM {ref.name}(...) WHERE ..., or send "
+                "the query itself each time"
+            )
+        if argument.has_parameter:
+            raise Unsupported(f"a view takes no parameters; write the value into {ref.name}")
+    if call.values.get("as_of"):
+        raise Unsupported(
+            f"a view is read at the cut of the query that reads it, and {ref.name} has one of its own in as_of; leave "
+            "it out, or make a table of the rows: CREATE TABLE name AS SELECT ..."
         )

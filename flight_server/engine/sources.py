@@ -246,7 +246,8 @@ class Sources:
                     f"the session reads everything as of an instant, and its view {min(views)} cannot be read so; "
                     "write its query into the statement, or set k2.as_of back"
                 )
-        return self._resolved(statement, schema, as_of, parser, values, is_utc=_is_utc(session))
+        scratch = session.home.scratch if session is not None and session.home is not None else frozenset[str]()
+        return self._resolved(statement, schema, as_of, parser, values, is_utc=_is_utc(session), scratch=scratch)
 
     def _resolved(
         self,
@@ -259,8 +260,10 @@ class Sources:
         only: bool = False,
         is_utc: bool,
         as_then: bool = True,
+        scratch: frozenset[str] = frozenset(),
     ) -> Source | None:
-        """With `only` everything is read at `as_of`; unless `as_then`, with the columns of now where no AT is."""
+        """With `only` everything is read at `as_of`; unless `as_then`, with the columns of now where no AT is. Tables
+        of the `scratch` have no earlier states."""
         tree = self.tree(statement.query, parser)
         if isinstance(tree, InvalidStatement):
             if as_of:
@@ -279,6 +282,8 @@ class Sources:
             if ref.at is not None and not only:
                 with parser() as cursor:
                     wanted = as_of_text(ref.at, cursor)
+            if ref.at is None and not ref.schema and ref.name.lower() in scratch:
+                continue
             where = self._schema_of(ref, schema)
             table = f"{where}.{ref.name}".lower()
             if (view := _view_of(ref, where)) is not None:

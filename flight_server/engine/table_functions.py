@@ -28,8 +28,10 @@ def by_name(ref: FunctionRef) -> dict[str, Argument]:
     """The arguments of a call by their names. Raises InvalidStatement for what it does not take."""
     taken = _ARGUMENTS.get(ref.name)
     if taken is None:
-        own = " and ".join(f"{name}({', '.join(arguments)})" for name, arguments in _ARGUMENTS.items())
-        raise InvalidStatement(f"there is no function {ref.name}; K2's own are {own}")
+        own = ", ".join(f"{name}({', '.join(arguments)})" for name, arguments in _ARGUMENTS.items())
+        raise InvalidStatement(
+            f"there is no function {ref.name}; of K2's own there are {own}, and those that k2_functions() lists"
+        )
     found: dict[str, Argument] = {}
     for position, argument in enumerate(ref.arguments):
         name = argument.name or (taken[position] if position < len(taken) else "")

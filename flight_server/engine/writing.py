@@ -6,7 +6,7 @@ transaction. A research table changes by one Iceberg commit per statement, or on
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any
@@ -30,6 +30,7 @@ from flight_server.engine.parameter_types import parameter_types
 from flight_server.engine.seam import Lake
 from flight_server.engine.session_options import CATALOG, MARKET, RESEARCH, OptionError, OptionValue, SessionOptions
 from flight_server.engine.sessions import Caller, Session, Sessions, Transaction
+from flight_server.engine.sources import Source
 from flight_server.engine.statements import Statement, StatementKind
 from flight_server.storage.research import WriteMode
 
@@ -124,11 +125,16 @@ class Writing:
         session = self._session(caller, request.transaction_id)
         if self._goes_to_research(change, session):
             return self._change_research(statement, change, request, caller, session, is_abandoned)
-        place = self._engine.home_place(session, commits=True, defines=change.verb in DEFINING)
         runs = [values_of(statement, row) for row in rows]
+        source: Source | None = None
+        ops: Mapping[str, pa.Table] = {}
         if runs:
-            statement = self._engine.with_functions(statement, change.body, runs[0], runs=len(runs))
-        running = self._engine.run(statement, runs, None, place, caller, is_abandoned=is_abandoned)
+            is_view = change.verb is Verb.CREATE_VIEW
+            statement, source, ops = self._engine.change(
+                statement, change.body, runs[0], caller, session, runs=len(runs), is_view=is_view
+            )
+        place = self._engine.home_place(session, commits=True, defines=change.verb in DEFINING, tables=ops)
+        running = self._engine.run(statement, runs, None, place, caller, is_abandoned=is_abandoned, source=source)
         changed = 0
         for batch in running:
             if batch.schema.names == ["Count"]:
@@ -206,6 +212,11 @@ class Writing:
                 raise Unsupported("a research table has no keys, so that INSERT OR has nothing to go by; use INSERT")
             query = self._fitted(change, caller, request.transaction_id)
             mode, sql_types = WriteMode.APPEND, None
+        elif change.verb is Verb.CREATE_VIEW:
+            raise Unsupported(
+                f"K2 keeps no views in {RESEARCH}; make a table, CREATE TABLE {RESEARCH}.{name} AS SELECT ..., or a "
+                f"view of the session's own, CREATE VIEW {name} AS SELECT ..."
+            )
         else:
             raise Unsupported(
                 f"K2 does not offer {change.verb.value} of research tables; write the rows that are to stay with "

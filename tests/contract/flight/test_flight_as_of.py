@@ -146,6 +146,38 @@ def test_a_view_of_the_sessions_own_is_not_read_as_of_now_by_mistake(live: Live,
         client.rows("from recent")
 
 
+def test_scratch_is_made_of_the_rows_of_then(live: Live, client: Client) -> None:
+    then = live.grow(10)["n"]
+    cut = cut_of(client.info(COUNT)).replace("'", "''")
+    counted = "select count(*) as n from market.trades"
+    live.grow(10)
+    client.rows(f"create table old as {counted} at (version => '{cut}')")
+    client.rows(f"insert into old {counted} at (version => '{cut}') where trade_id >= 0;")
+    client.rows("create table seen as select count(*) as n from ops.statements")
+    client.rows(f"create table new as select count(*) as n from k2_changes('market.trades', '{cut}', null)")
+    client.rows(f"set \"k2.as_of\" = '{cut}'")
+    client.rows(f"insert into old {counted}")
+    for change in (f"update old set n = ({counted})", f"delete from old where n < ({counted})"):
+        with pytest.raises(pa.ArrowNotImplementedError, match="the session reads everything as of an instant"):
+            client.rows(change)
+    assert client.rows("from old") == [{"n": then}] * 3
+    client.rows('reset "k2.as_of"')
+    assert client.rows("from new") == [{"n": 10}] and client.rows("from seen")[0]["n"] >= 0
+
+
+@pytest.mark.parametrize(
+    "query",
+    [
+        "select * from market.trades at (timestamp => now())",
+        "from ops.statements",
+        "from k2_changes('market.trades', null)",
+    ],
+)
+def test_a_view_reads_tables_of_now_only(client: Client, query: str) -> None:
+    with pytest.raises(pa.ArrowNotImplementedError, match="a view is read at the cut of the query that reads it"):
+        client.rows(f"create view v as {query}")
+
+
 def test_a_research_table_as_of_its_snapshot(live: Live, client: Client) -> None:
     client.rows("create table research.notes as select 1 as a")
     with pytest.raises(pa.ArrowKeyError, match="no such snapshot"):

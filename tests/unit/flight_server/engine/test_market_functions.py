@@ -18,9 +18,10 @@ from flight_server.engine.engine import Engine, Request
 from flight_server.engine.market.registry import FUNCTIONS
 from flight_server.engine.read_ahead import ReadAhead
 from flight_server.engine.sessions import Caller
+from flight_server.engine.writing import Writing
 from flight_server.storage.macros import MACROS
 from tests.support.fake_lake import BASE_US, FakeLake
-from tests.support.records import quote, table_rows
+from tests.support.records import quote, table_rows, trade
 
 #: The made-up trades lie in the second behind it, one a millisecond.
 BEGIN = datetime.fromtimestamp(BASE_US / 1_000_000, UTC)
@@ -135,8 +136,54 @@ def test_what_is_wrong_is_said_in_one_sentence(started: Started, arguments: str,
 
 def test_an_error_behind_the_call_shows_no_text_that_was_never_sent(started: Started) -> None:
     with pytest.raises(InvalidStatement) as raised:
-        started.engine.describe(f"SELECT nope FROM {OHLCV}")
-    assert str(raised.value) == 'Binder Error: Referenced column "nope" not found in FROM clause!'
+        started.engine.describe(f"SELECT opne FROM {OHLCV}")
+    first, second = str(raised.value).splitlines()
+    assert first == 'Binder Error: Referenced column "opne" not found in FROM clause!'
+    assert second.startswith("Candidate bindings: ") and '"open"' in second
+
+
+class Scratch:
+    """Somebody's session, and what it makes of its own."""
+
+    def __init__(self, started: Started) -> None:
+        self.caller = Caller("someone", "scratch", has_cookie=True)
+        self._writing = Writing(started.engine, started.lake, timeout_s_max=60.0)
+
+    def make(self, sql: str) -> None:
+        self._writing.run(Request(sql), self.caller)
+
+
+@pytest.fixture(scope="module")
+def scratch(started: Started) -> Scratch:
+    return Scratch(started)
+
+
+def test_a_view_keeps_a_call_and_sees_what_arrives(started: Started, scratch: Scratch) -> None:
+    started.lake.publish(table_rows("trade", [trade(5_000, symbol="LATE")]))
+    scratch.make("CREATE VIEW candles(s, n) AS SELECT symbol, trade_count FROM ohlcv('LATE', every := '1d');")
+    assert started.ask("FROM candles", caller=scratch.caller) == [{"s": "LATE", "n": 1}]
+    started.lake.publish(table_rows("trade", [trade(5_001, symbol="LATE")]))
+    assert started.ask("FROM candles", caller=scratch.caller) == [{"s": "LATE", "n": 2}]
+    scratch.make("DROP VIEW candles")
+
+
+@pytest.mark.parametrize(
+    ("call", "says"),
+    [
+        ("'BTCUSDT', now() - INTERVAL 1 HOUR, every := '1m'", "a view keeps ohlcv as it is when .* now would stay"),
+        ("'BTCUSDT', every := '1m', as_of := '2024-08-09T00:00:00Z'", "a view is read at the cut of .* of its own"),
+    ],
+)  # fmt: skip
+def test_what_a_view_cannot_keep_is_refused(scratch: Scratch, call: str, says: str) -> None:
+    with pytest.raises(Unsupported, match=f"^{says}"):
+        scratch.make(f"CREATE VIEW candles AS SELECT * FROM ohlcv({call})")
+
+
+def test_a_view_of_a_misspelt_function_says_which_is_meant(scratch: Scratch) -> None:
+    with pytest.raises(InvalidStatement, match='Did you mean "ohlcv"'):
+        scratch.make("CREATE VIEW candles AS SELECT * FROM ohlvc('BTCUSDT', every := '1m')")
+    with pytest.raises(Unsupported, match=r"^K2 keeps no views in research; make a table"):
+        scratch.make("CREATE VIEW research.candles AS SELECT 1 AS a")
 
 
 def test_it_reads_as_of_an_instant_what_its_tables_are_as_of_it(started: Started) -> None:
