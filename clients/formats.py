@@ -1,6 +1,8 @@
 """A result as bytes: what `k2 query --format` writes.
 
-    table     a drawn table for people: the first ROWS_SHOWN_MAX rows, and how many there are in all
+    table     a drawn table for people: the first ROWS_SHOWN_MAX rows, and how many there are in all; on a terminal
+              the columns that have room, the others named
+    lines     the same rows, a line for each column: for results that are wide
     csv       RFC 4180 with a header line and "\\n" ends; a null is nothing, an empty string is ""
     json      one object a line. Decimals are strings, because a JSON number is read as a double nearly everywhere;
               integers are numbers; times are ISO 8601 strings (UTC as Z); binary is base64; NaN and the infinities
@@ -8,14 +10,13 @@
     arrow     an Arrow IPC stream, types untouched
     parquet   a Parquet file (zstd), types untouched
 
-No format rounds: decimals are written digit for digit, with their scale. All but the table are written batch by batch,
-so memory does not grow with the result; nothing is ever sought, so that a pipe will do.
+No format rounds: decimals are written digit for digit, with their scale. All are written batch by batch, so memory does
+not grow with the result; nothing is ever sought, so that a pipe will do.
 """
 
 from __future__ import annotations
 
 import base64
-import io
 import itertools
 import json
 import math
@@ -26,13 +27,12 @@ from typing import Any, BinaryIO, Literal
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from rich import box
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
-Format = Literal["table", "csv", "json", "arrow", "parquet"]
-FORMATS: tuple[Format, ...] = ("table", "csv", "json", "arrow", "parquet")
+from clients.drawn_table import Column as Drawn
+from clients.drawn_table import drawn, records
+
+Format = Literal["table", "lines", "csv", "json", "arrow", "parquet"]
+FORMATS: tuple[Format, ...] = ("table", "lines", "csv", "json", "arrow", "parquet")
 BINARY_FORMATS: frozenset[Format] = frozenset({"arrow", "parquet"})
 
 # Two screens of a large terminal; more is for a file.
@@ -53,25 +53,42 @@ def write(
     return rows
 
 
+def drawn_rows(table: pa.Table, width: int | None) -> str:
+    """The rows as a drawn table, without their number."""
+    return drawn(_columns(table.schema), _first_rows(table.to_batches())[0], width)
+
+
 def _write_table(schema: pa.Schema, batches: Iterable[pa.RecordBatch], out: BinaryIO, width: int | None) -> int:
-    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
-    for field in schema:
-        table.add_column(Text(field.name), justify="right" if _is_number(field.type) else "left", overflow="fold")
+    shown, row_count = _first_rows(batches)
+    _write_shown(drawn(_columns(schema), shown, width), len(shown), row_count, out)
+    return row_count
+
+
+def _columns(schema: pa.Schema) -> list[Drawn]:
+    return [Drawn(field.name, _is_number(field.type), _is_text(field.type)) for field in schema]
+
+
+def _write_lines(schema: pa.Schema, batches: Iterable[pa.RecordBatch], out: BinaryIO, width: int | None) -> int:
+    shown, row_count = _first_rows(batches)
+    _write_shown(records(schema.names, shown), len(shown), row_count, out)
+    return row_count
+
+
+def _first_rows(batches: Iterable[pa.RecordBatch]) -> tuple[list[list[str]], int]:
+    """The rows that are shown, as texts, and how many there are in all."""
+    shown: list[list[str]] = []
     row_count = 0
     for batch in batches:
-        shown = batch.slice(0, max(0, ROWS_SHOWN_MAX - row_count))
-        for row in _rows(shown):
-            table.add_row(*(Text(_table_text(value)) for value in row))
+        first = batch.slice(0, max(0, ROWS_SHOWN_MAX - row_count))
+        shown += ([_table_text(value) for value in row] for row in _rows(first))
         row_count += batch.num_rows
-    lines = io.StringIO()
-    console = Console(file=lines, width=width or 100_000, force_terminal=False, color_system=None, legacy_windows=False)
-    if len(schema):
-        console.print(table)
-    text = "".join(f"{line.rstrip()}\n" for line in lines.getvalue().splitlines())
-    if row_count > ROWS_SHOWN_MAX:
-        text += f"... {row_count - ROWS_SHOWN_MAX:,} more\n"
+    return shown, row_count
+
+
+def _write_shown(text: str, shown: int, row_count: int, out: BinaryIO) -> None:
+    if row_count > shown:
+        text += f"... {row_count - shown:,} more\n"
     out.write(f"{text}{row_count:,} {'row' if row_count == 1 else 'rows'}\n".encode())
-    return row_count
 
 
 def _write_csv(schema: pa.Schema, batches: Iterable[pa.RecordBatch], out: BinaryIO, width: int | None) -> int:
@@ -113,6 +130,7 @@ def _forward(batches: Iterable[pa.RecordBatch], write_batch: Callable[[pa.Record
 
 _WRITERS: dict[Format, Callable[[pa.Schema, Iterable[pa.RecordBatch], BinaryIO, int | None], int]] = {
     "table": _write_table,
+    "lines": _write_lines,
     "csv": _write_csv,
     "json": _write_json,
     "arrow": _write_arrow,
@@ -218,6 +236,13 @@ def _is_binary(kind: pa.DataType) -> bool:
 
 def _is_number(kind: pa.DataType) -> bool:
     return bool(pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind))
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    """Whether a value may go on in the next line without being misread."""
+    while pa.types.is_dictionary(kind):
+        kind = kind.value_type
+    return _is_string(kind) or pa.types.is_nested(kind) or _is_binary(kind)
 
 
 def _distinct(names: list[str]) -> list[str]:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import re
 import shutil
+import sys
 
 import click
 
 from common.errors import SettingsError
+from k2.console import is_coloured
 from k2.server_options import Server
 from k2.terminal_plot import plot_text
 
@@ -24,11 +26,9 @@ def plot(server: Server, symbol: str, interval: str, last: str, *, height: int |
         raise SettingsError(f"there are no trades of {symbol} in the last {last}; look further back with --last")
     size = shutil.get_terminal_size()
     volume = sum(table["volume"].to_pylist())
-    click.echo(
-        plot_text(
-            table, width=size.columns, height=height or max(10, min(30, size.lines - 3)), title=f"{symbol}  {interval}"
-        )
-    )
+    height = height or max(10, min(30, size.lines - 3))
+    drawn = plot_text(table, width=size.columns, height=height, title=f"{symbol}  {interval}")
+    click.echo(drawn if is_coloured(sys.stdout) else click.unstyle(drawn))
     close = table["close"][-1].as_py()
     click.echo(f"{table.num_rows:,} bars, volume {volume:f}, last {close:f}" + ("" if cut is None else ", UTC"))
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import math
+import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TextIO
 
 import click
 from prometheus_client import CollectorRegistry
@@ -71,6 +73,11 @@ def speed_of(text: str) -> float:
     if not speed > 0:
         raise SettingsError(f"--speed is a number above 0 or max, not {text!r}")
     return speed
+
+
+def is_coloured(stream: TextIO) -> bool:
+    """Whether colours are welcome there: on a terminal, unless NO_COLOR is set (https://no-color.org)."""
+    return stream.isatty() and not os.environ.get("NO_COLOR")
 
 
 def say(line: str) -> None:

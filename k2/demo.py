@@ -47,6 +47,7 @@ from ingest.market import Market, market_symbols
 from ingest.service import IngestService
 from ingest.simulator import Simulator
 from k2.broker import EmbeddedBroker
+from k2.console import say
 from k2.panel import Panel, Shown
 from k2.runner import STOP_S_MAX, stop_on_signals
 from k2.seed import ledger_of_tables
@@ -252,6 +253,8 @@ class Demo:
     def _follow(self, parts: Parts, stop: Event) -> dict[str, Any]:
         """Show what happens until it is over, then drain, ask the queries once more, and sum up."""
         panel = Panel(parts.server.flight.uri, parts.kafka.bootstrap_servers or "", self._options.live)
+        if self._options.as_json or not self._console.is_terminal:
+            say(f"Flight SQL at {parts.server.flight.uri}; Ctrl-C ends it all")
         watch = _Watch(parts, replaying=bool(self._options.replay))
         with connect(parts.server.flight.uri) as connection:
             with self._live(panel) as live:

@@ -1,14 +1,20 @@
-"""What `k2 demo` shows: the stages, the latest answers, and the lines to paste into other programs. Draws only."""
+"""What `k2 demo` shows: the stages, the lines to paste into other programs, and the latest answers. Draws only.
+
+In this order, for a terminal that is too low shows the beginning: what is needed comes first. No line that is to be
+pasted is longer than 80 characters, or has a border in it.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from rich.console import Group, RenderableType
+from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
 from rich.panel import Panel as Box
 from rich.table import Table
 from rich.text import Text
+
+from clients.formats import drawn_rows
 
 if TYPE_CHECKING:
     from k2.demo import Answer
@@ -47,10 +53,8 @@ class Panel:
         self.answers: list[Answer] = []
 
     def render(self, shown: Shown) -> RenderableType:
-        parts: list[RenderableType] = [Box(self._stages(shown), title="K2", border_style="cyan")]
-        parts += [_answer(answer) for answer in self.answers]
-        parts.append(Box(self._paste(), title="connect", border_style="green"))
-        return Group(*parts)
+        stages = Box(self._stages(shown), title="K2", border_style="cyan")
+        return Group(stages, self._paste(), *map(_Drawn, self.answers))
 
     def _stages(self, shown: Shown) -> RenderableType:
         table = Table(box=None, pad_edge=False)
@@ -87,27 +91,29 @@ class Panel:
     def _paste(self) -> RenderableType:
         host, _, port = self._uri.rpartition("://")[2].rpartition(":")
         lines = Table(box=None, show_header=False, pad_edge=False)
-        lines.add_row(
-            "Python", Text(f'import clients; clients.connect("{self._uri}").polars("FROM market.trades LIMIT 5")')
-        )
-        adbc = f'db.connect("{self._uri}", autocommit=True)'
-        lines.add_row("ADBC", Text(f"import adbc_driver_flightsql.dbapi as db; connection = {adbc}"))
-        lines.add_row("polars", Text(f'pl.read_database("FROM market.quotes LIMIT 5", {adbc})'))
-        lines.add_row("DBeaver", Text(f"jdbc:arrow-flight-sql://{host}:{port}/?useEncryption=false"))
-        lines.add_row("shell", Text(f'k2 query --uri {self._uri} "SELECT count(*) FROM market.trades"'))
-        lines.add_row("", Text("Ctrl-C ends it all", style="dim"))
+        for name, text in (
+            ("shell", f"uv run k2 shell --uri {self._uri}"),
+            ("Python", f'import clients; k2 = clients.K2("{self._uri}")'),
+            ("", 'k2.trades("BTCUSDT").polars()'),
+            ("ADBC", "from adbc_driver_flightsql import dbapi"),
+            ("", f'connection = dbapi.connect("{self._uri}", autocommit=True)'),
+            ("polars", 'pl.read_database("FROM market.trades LIMIT 5", connection)'),
+            ("DBeaver", f"jdbc:arrow-flight-sql://{host}:{port}/?useEncryption=false"),
+            ("", "Ctrl-C ends it all"),
+        ):
+            lines.add_row(Text(name, style="green"), Text(text, overflow="fold"))
         return lines
 
 
-def _answer(answer: Answer) -> RenderableType:
-    table = Table(box=None, pad_edge=False)
-    for name in answer.table.column_names:
-        table.add_column(name, justify="right", overflow="fold")
-    for row in answer.table.slice(0, _ROWS_SHOWN).to_pylist():
-        table.add_row(*("" if value is None else str(value) for value in row.values()))
-    more = answer.table.num_rows - _ROWS_SHOWN
-    return Group(
-        Text(f"{answer.name}  ({answer.ms:.1f} ms)", style="bold"),
-        table,
-        Text(f"and {more} more" if more > 0 else "", style="dim"),
-    )
+class _Drawn:
+    """An answer, as wide as there is room."""
+
+    def __init__(self, answer: Answer) -> None:
+        self._answer = answer
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        table = self._answer.table
+        yield Text(f"\n{self._answer.name}  ({self._answer.ms:.1f} ms)", style="bold")
+        yield Text(drawn_rows(table.slice(0, _ROWS_SHOWN), options.max_width).rstrip("\n"))
+        if table.num_rows > _ROWS_SHOWN:
+            yield Text(f"and {table.num_rows - _ROWS_SHOWN} more", style="dim")

@@ -14,6 +14,7 @@ import click
 import pyarrow as pa
 
 from common.errors import SettingsError
+from k2.console import is_coloured
 from k2.runner import stop_on_signals
 from k2.server_options import Server, server_options
 
@@ -48,18 +49,20 @@ def tail(
     """
     if sql is not None and symbols:
         raise SettingsError("--sql and symbols exclude each other; put the symbols into the statement")
-    shown, is_coloured = 0, sys.stdout.isatty()
+    shown, with_colours = 0, is_coloured(sys.stdout)
     cut, reconnects = from_cut, 0
     with server.connect() as connection, stop_on_signals() as stop:
         subscription = connection.subscribe(sql or statement(table, symbols), from_cut or "now", with_empty=True)
         with subscription:
+            if sys.stderr.isatty():
+                click.echo(f"k2: following {sql or ', '.join(symbols) or table}; Ctrl-C ends it", err=True)
             for arrival in _until(stop, subscription):
                 if subscription.reconnects > reconnects:
                     reconnects = subscription.reconnects
                     click.echo("k2: the connection was lost and is back; no row is missing", err=True)
                 left = arrival.batch if count is None else arrival.batch.slice(0, count - shown)
                 for line, style in lines(left):
-                    click.echo(click.style(line, fg=style) if is_coloured and style else line)
+                    click.echo(click.style(line, fg=style) if with_colours and style else line)
                 shown += left.num_rows
                 # In the middle of a batch there is no cut to be named: what is left of it would be missed.
                 cut = arrival.cut if left.num_rows == arrival.batch.num_rows else None

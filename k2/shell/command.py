@@ -8,6 +8,7 @@ import click
 from rich.console import Console
 
 from common.clock import SystemClock
+from k2.runner import EXIT_INTERRUPTED, exit_code
 from k2.server_options import Server, server_options
 from k2.shell.shell import Leave, Shell
 
@@ -18,13 +19,16 @@ def shell(server: Server) -> None:
     """Ask a server in SQL: completion, history, timings, plots; `\\?` lists the shell's own commands.
 
     Statements end with a semicolon and may have several lines. Ctrl-C cancels the running one, Ctrl-D leaves. Without a
-    terminal the statements of standard input are run, until one fails.
+    terminal the statements of standard input are run, until one fails; results go to standard output, the rest to
+    standard error.
     """
-    console = Console(highlight=False, soft_wrap=True)
-    running = Shell(server, console, SystemClock())
+    is_typed = sys.stdin.isatty()
+    console = Console(highlight=False)
+    notes = console if is_typed else Console(highlight=False, soft_wrap=True, stderr=True)
+    running = Shell(server, console, SystemClock(), notes=notes)
     running.connect()
     try:
-        if sys.stdin.isatty():
+        if is_typed:
             _prompt(running, console, server.uri)
         else:
             _run_all(running, sys.stdin.read())
@@ -35,14 +39,15 @@ def shell(server: Server) -> None:
 
 
 def _prompt(running: Shell, console: Console, uri: str) -> None:
-    from k2.shell.prompt import session
+    from k2.shell.prompt import patch_stdout, session
 
-    console.print(f"{uri}; \\? for help, Ctrl-D to leave", style="dim")
+    console.print(f"{uri}   end a statement with ;   \\? for help   Ctrl-D to leave", style="dim")
     running.learn_beside()
     prompt = session(running)
     while True:
         try:
-            text = prompt.prompt(running.prompt())
+            with patch_stdout(raw=True):  # what a thread has to say goes above the line that is being typed
+                text = prompt.prompt(running.prompt())
         except KeyboardInterrupt:
             continue  # the line is let go, not the shell
         except EOFError:
@@ -68,10 +73,6 @@ def _run(running: Shell, text: str) -> None:
     if text.strip():
         running.run(text)
     if running.failed is not None:
-        raise click.exceptions.Exit(_code(running.failed))
-
-
-def _code(error: BaseException) -> int:
-    from k2.runner import exit_code
-
-    return exit_code(error)
+        raise click.exceptions.Exit(exit_code(running.failed))
+    if running.is_interrupted:
+        raise click.exceptions.Exit(EXIT_INTERRUPTED)

@@ -22,7 +22,7 @@ COMMANDS: dict[str, str] = {
     "df": "K2's functions; \\df NAME: one of them",
     "as_of": "read at a cut, a snapshot's id or a time; \\as_of now: the newest again",
     "cut": "the cut of the latest result",
-    "format": "table, csv or json",
+    "format": "table, lines (for wide rows), csv or json",
     "plot": "the latest result as a plot: candles, or its numbers over its first column",
     "timing": "on or off: how long each statement took",
     "watch": "the latest statement again, every N seconds, until Ctrl-C",
@@ -87,7 +87,7 @@ def candidates(before: str, whole: str, catalog: Catalog) -> list[Candidate]:
         return _matching(word, _of_owner(behind[:-1], whole, catalog))
     previous = _BEFORE.search(behind)
     if previous and previous[1].lower() in _TABLE_WORDS:
-        return _matching(word, [*_tables(catalog), *_functions(catalog.table_functions)])
+        return [*_matching(word, _tables(catalog)), *_matching(word, _functions(catalog.table_functions))]
     if not word:
         return []
     found = [*_columns(whole, catalog), *_functions(catalog.functions), *_keywords(word), *_tables(catalog)]

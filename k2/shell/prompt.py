@@ -11,15 +11,18 @@ from prompt_toolkit import PromptSession
 from prompt_toolkit.auto_suggest import AutoSuggestFromHistory
 from prompt_toolkit.completion import CompleteEvent, Completer, Completion
 from prompt_toolkit.document import Document
-from prompt_toolkit.filters import has_completions, has_selection
+from prompt_toolkit.filters import completion_is_selected, has_selection
 from prompt_toolkit.history import FileHistory, History, InMemoryHistory
 from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
 from prompt_toolkit.lexers import PygmentsLexer
+from prompt_toolkit.patch_stdout import patch_stdout
 from pygments.lexers.sql import PostgresLexer
 
 from k2.shell.completion import candidates, word_before
 from k2.shell.shell import Shell
 from k2.shell.statements import is_complete
+
+__all__ = ["patch_stdout", "session"]
 
 
 class _Completions(Completer):
@@ -37,7 +40,11 @@ def session(shell: Shell, **streams: Any) -> PromptSession[str]:
     """A prompt that gives whole statements, or a command of the shell. `streams`: prompt_toolkit's input, output."""
     keys = KeyBindings()
 
-    @keys.add("enter", filter=~has_selection & ~has_completions)
+    @keys.add("enter", filter=completion_is_selected)
+    def _(event: KeyPressEvent) -> None:
+        event.current_buffer.complete_state = None  # it is taken, and the statement goes on
+
+    @keys.add("enter", filter=~has_selection & ~completion_is_selected)
     def _(event: KeyPressEvent) -> None:
         buffer = event.current_buffer
         if is_complete(buffer.text):

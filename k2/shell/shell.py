@@ -10,8 +10,10 @@ import threading
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime
+from difflib import get_close_matches
 from typing import TypeVar
 
+import click
 import pyarrow as pa
 from rich.console import Console
 from rich.text import Text
@@ -23,15 +25,18 @@ from common.errors import K2Error, SettingsError
 from k2.server_options import Server
 from k2.shell import statements
 from k2.shell.completion import COLUMNS_SQL, COMMANDS, FUNCTIONS_SQL, Catalog
+from k2.shell.interrupting import LeftBehind, close_beside, run_cancellable
 from k2.shell.statements import Meta
+from k2.tail import lines
 from k2.terminal_plot import plot_text
 
 #: What is read of a result; the rest is for `k2 export`.
 ROWS_READ_MAX = 10_000
-_FORMATS: dict[str, Format] = {"table": "table", "csv": "csv", "json": "json"}
+_FORMATS: dict[str, Format] = {"table": "table", "lines": "lines", "csv": "csv", "json": "json"}
 #: A statement that begins so may change which tables there are.
 _CHANGING = ("create", "drop", "alter")
 _LOST = frozenset({"UNAVAILABLE"})
+_ANEW = "this session's own tables are gone with it, and the next statement connects again"
 _T = TypeVar("_T")
 
 
@@ -43,10 +48,16 @@ class Shell:
     """One session. Used by one thread, that of the prompt; statements run on another one."""
 
     def __init__(
-        self, server: Server, console: Console, clock: Clock, pause: Callable[[float], None] = time.sleep
+        self,
+        server: Server,
+        console: Console,
+        clock: Clock,
+        pause: Callable[[float], None] = time.sleep,
+        notes: Console | None = None,
     ) -> None:
-        """`pause` is what \\watch waits with."""
+        """`pause` is what \\watch waits with; `notes` gets what is no result: errors, timings, what became of it."""
         self._server, self._console, self._clock, self._pause = server, console, clock, pause
+        self._notes = notes or console
         self._connection: Connection | None = None
         self._as_of: str | None = None
         self._is_timing = True
@@ -56,12 +67,14 @@ class Shell:
         self.catalog = Catalog()
         self.failed: K2Error | None = None
         """What the latest statement failed with."""
+        self.is_interrupted = False
+        """Whether Ctrl-C ended it."""
 
     # -- what the prompt asks
 
     def run(self, text: str) -> None:
         """Statements with their semicolons, or one command; the first that fails ends them. Raises Leave only."""
-        self.failed = None
+        self.failed, self.is_interrupted = None, False
         try:
             command = statements.meta(text)
             if command is not None:
@@ -74,7 +87,8 @@ class Shell:
             self.failed = error
             self.say_error(error)
         except KeyboardInterrupt:
-            self._console.print("cancelled", style="yellow")
+            self.is_interrupted = True
+            self._notes.print("cancelled", style="yellow")
 
     def prompt(self) -> str:
         return "k2> " if self._as_of is None else "k2 (then)> "
@@ -97,7 +111,7 @@ class Shell:
             try:
                 self.learn()
             except ClientError as error:
-                self._console.print(f"names cannot be completed: {error}", style="dim")
+                self._notes.print(f"names cannot be completed: {error}", style="dim")
 
         threading.Thread(target=learn, name="k2-shell-catalog", daemon=True).start()
 
@@ -108,20 +122,23 @@ class Shell:
     def say_error(self, error: K2Error) -> None:
         """The sentence, and where in the statement, when the server says that."""
         sentence, _, position = str(error).partition("\n\nLINE ")
-        self._console.print(Text(sentence, style="bold red"))
+        self._notes.print(Text(sentence, style="bold red"))
         if position:
-            self._console.print(Text(f"LINE {position}", style="red"))
+            self._notes.print(Text(f"LINE {position}", style="red"), soft_wrap=True)  # the ^ stays under its word
 
     # -- statements
 
-    def _statement(self, sql: str) -> None:
+    def _statement(self, sql: str, form: Format | None = None) -> None:
+        if sql.lower().startswith("subscribe"):
+            self._cancellable(lambda connection: self._follow(connection, sql))
+            return
         begin_s = self._clock.monotonic_s()
         table, is_all = self._cancellable(lambda connection: self._read(connection, sql))
         taken_ms = (self._clock.monotonic_s() - begin_s) * 1000
         self._latest = (sql, table)
-        self._show(table, is_all=is_all)
+        self._show(table, form, is_all=is_all)
         if self._is_timing:
-            self._console.print(f"{taken_ms:,.1f} ms", style="dim")
+            self._notes.print(f"{taken_ms:,.1f} ms", style="dim")
         if sql.lower().startswith(_CHANGING):
             self.learn_beside()
 
@@ -138,57 +155,46 @@ class Shell:
             table = pa.Table.from_batches(batches, stream.schema)
         return table.slice(0, ROWS_READ_MAX), rows <= ROWS_READ_MAX
 
+    def _follow(self, connection: Connection, sql: str) -> None:
+        """Rows as they arrive, a line each, until Ctrl-C."""
+        with connection.stream(sql) as stream:
+            for batch in stream:
+                for line, style in lines(batch):
+                    self._console.print(Text(line, style=style or ""), soft_wrap=True)
+
     def _cancellable(self, work: Callable[[Connection], _T]) -> _T:
-        """The work's result. Ctrl-C cancels it on the server and raises KeyboardInterrupt once it has ended; a lost
-        connection is had back, but what was half done is not done again."""
+        """The work's result, or KeyboardInterrupt when Ctrl-C ended it. A lost connection is had back, but what was
+        half done is not done again."""
         if self._connection is None:
             self.connect()
         connection = self._connection
         assert connection is not None
-        found: list[_T] = []
-        failed: list[BaseException] = []
-        ended = threading.Event()
-
-        def run() -> None:
-            try:
-                found.append(work(connection))
-            except BaseException as error:  # noqa: BLE001  (it is raised where the prompt waits)
-                failed.append(error)
-            finally:
-                ended.set()
-
-        threading.Thread(target=run, name="k2-shell-statement", daemon=True).start()
-        interrupted = False
-        while not ended.is_set():
-            try:
-                ended.wait()
-            except KeyboardInterrupt:
-                interrupted = True
-                connection.cancel()
-        if interrupted and (failed or not found):
-            raise KeyboardInterrupt
-        if failed:
-            if isinstance(failed[0], QueryError) and failed[0].code in _LOST:
-                self._let_go()
-            raise failed[0]
-        return found[0]
+        try:
+            return run_cancellable(connection, work)
+        except LeftBehind:
+            self._let_go()
+            raise QueryError(
+                f"the server does not end the statement, and its connection was left behind; {_ANEW}", code="CANCELLED"
+            ) from None
+        except QueryError as error:
+            if error.code not in _LOST:
+                raise
+            self._let_go()
+            raise QueryError(f"the connection is lost ({error}); {_ANEW}", code=error.code) from None
 
     def _let_go(self) -> None:
         connection, self._connection = self._connection, None
         if connection is not None:
-            connection.close()
-        self._console.print(
-            "the connection is lost, and with it this session's own tables; the next statement connects again",
-            style="yellow",
-        )
+            close_beside(connection)
 
-    def _show(self, table: pa.Table, *, is_all: bool) -> None:
+    def _show(self, table: pa.Table, form: Format | None, *, is_all: bool) -> None:
         out = io.BytesIO()
-        write(table.schema, table.to_batches(), self._format, out, width=self._console.width)
+        width = self._console.width if self._console.is_terminal else None
+        write(table.schema, table.to_batches(), form or self._format, out, width=width)
         text = out.getvalue().decode()
         self._console.file.write(text)
         if not is_all:
-            self._console.print(
+            self._notes.print(
                 f"only the first {ROWS_READ_MAX:,} rows were read; `k2 export` writes them all", style="yellow"
             )
 
@@ -228,15 +234,27 @@ class Shell:
             )
 
     def _functions(self, rest: str) -> None:
+        if not rest:
+            self._statement(
+                "SELECT name, kind, regexp_extract(help, '^[^.;:]*') AS help FROM k2_functions() "
+                "ORDER BY kind DESC, name"
+            )
+            return
+        known = {**self.catalog.table_functions, **{n: a for n, a in self.catalog.functions.items() if a}}
+        if known and rest not in known and "%" not in rest:
+            near = get_close_matches(rest, known, n=1)
+            meant = f"did you mean {near[0]}?" if near else "\\df lists them"
+            raise SettingsError(f"K2 has no function {rest!r}; {meant}")
         wanted = rest.replace("'", "''")
-        columns = "arguments, help" if not rest else "name, kind, arguments, returns, help, example"
         self._statement(
-            f"SELECT {columns} FROM k2_functions() WHERE name LIKE '{wanted or '%'}' ORDER BY kind DESC, name"
+            "SELECT name, kind, arguments, returns, help, example FROM k2_functions() "
+            f"WHERE name LIKE '{wanted}' ORDER BY kind DESC, name",
+            "lines",
         )
 
     def _read_as_of(self, rest: str) -> None:
         if not rest:
-            self._console.print("the newest" if self._as_of is None else self._as_of)
+            self._console.print("the newest" if self._as_of is None else self._as_of, soft_wrap=True)
             return
         before, self._as_of = self._as_of, None if rest == "now" else rest.strip("'")
         try:
@@ -259,10 +277,9 @@ class Shell:
         if self._latest is None:
             raise SettingsError("there is no result to plot yet; run a statement first")
         height = max(10, min(24, self._console.height - 2))
-        self._console.file.write(
-            plot_text(self._latest[1], width=self._console.width, height=height, columns=rest.replace(",", " ").split())
-            + "\n"
-        )
+        columns = rest.replace(",", " ").split()
+        plot = plot_text(self._latest[1], width=self._console.width, height=height, columns=columns)
+        self._console.file.write((plot if self._console.color_system else click.unstyle(plot)) + "\n")
 
     def _switch_timing(self, rest: str) -> None:
         self._is_timing = statements.is_on(rest, self._is_timing)

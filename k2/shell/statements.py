@@ -17,6 +17,10 @@ _OPAQUE = re.compile(
 )
 
 
+#: What people type who come from other prompts.
+_WORDS = {"exit": "q", "quit": "q", "help": "?"}
+
+
 @dataclass(frozen=True)
 class Meta:
     """A command of the shell itself: `\\watch 5` has the name `watch` and the rest `5`."""
@@ -49,8 +53,7 @@ def parse(text: str) -> Parsed:
 
 def is_complete(text: str) -> bool:
     """Whether Enter runs it: nothing, a command of the shell, or statements of which the last has its semicolon."""
-    stripped = text.strip()
-    if not stripped or stripped.startswith("\\"):
+    if not text.strip() or meta(text) is not None:
         return True
     parsed = parse(text)
     return bool(parsed.statements) and not parsed.is_open and _is_only_comment(parsed.rest)
@@ -59,6 +62,9 @@ def is_complete(text: str) -> bool:
 def meta(text: str) -> Meta | None:
     """The shell's command in a line; None for SQL."""
     stripped = text.strip()
+    word = _WORDS.get(stripped.rstrip("; ").lower())
+    if word is not None:
+        return Meta(word, "")
     if not stripped.startswith("\\"):
         return None
     name, _, rest = stripped[1:].rstrip(";").partition(" ")

@@ -69,6 +69,11 @@ class ServedProcess:
             self._child.kill()
             return self._child.wait()
 
+    def kill(self) -> None:
+        """SIGKILL: no chance to say goodbye to anybody."""
+        self._child.kill()
+        self._child.wait()
+
     def _line(self) -> str:
         assert self._child.stdout is not None
         line = self._child.stdout.readline()

@@ -143,7 +143,7 @@ def test_a_result_without_rows_is_written_in_each_format(format: Format) -> None
     else:
         header = "symbol,price,quantity,trade_id,event_time\n"
         drawn = "symbol   price   quantity   trade_id   event_time\n" + "─" * 49 + "\n0 rows\n"
-        assert data.decode() == {"json": "", "csv": header, "table": drawn}[format]
+        assert data.decode() == {"json": "", "csv": header, "table": drawn, "lines": "0 rows\n"}[format]
 
 
 @pytest.mark.parametrize("format", sorted(BINARY_FORMATS))

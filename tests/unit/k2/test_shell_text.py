@@ -25,6 +25,7 @@ CATALOG = Catalog.of(
     ],
     [
         ("ohlcv", "table", "ohlcv(symbol, every)"),
+        ("trade_count", "table", "trade_count(symbol)"),
         ("vwap", "aggregate", "vwap(price, quantity)"),
         ("vwap", "scalar", ""),
     ],
@@ -37,6 +38,9 @@ CATALOG = Catalog.of(
         ("", True),
         ("  \n", True),
         ("\\watch 5", True),
+        ("exit", True),
+        ("help;", True),
+        ("exit 1", False),
         ("SELECT 1", False),
         ("SELECT 1;", True),
         ("SELECT 1; -- done", True),
@@ -70,6 +74,7 @@ def test_commands_of_the_shell() -> None:
     assert meta("\\watch 5") == Meta("watch", "5")
     assert meta(" \\d market.trades;") == Meta("d", "market.trades")
     assert meta("SELECT 1") is None
+    assert (meta("exit"), meta(" Quit; "), meta("help")) == (Meta("q", ""), Meta("q", ""), Meta("?", ""))
     assert (seconds(""), seconds("0.5"), is_on("", True), is_on("ON", False)) == (2.0, 0.5, False, True)
     for wrong in ("x", "0", "nan", "1e9"):
         with pytest.raises(SettingsError, match=r"\\watch takes seconds"):
@@ -81,7 +86,7 @@ def test_commands_of_the_shell() -> None:
 @pytest.mark.parametrize(
     ("before", "found"),
     [
-        ("SELECT * FROM tr", ["market.trades"]),
+        ("SELECT * FROM tr", ["market.trades", "trade_count("]),
         ("SELECT * FROM oh", ["ohlcv("]),
         ("SELECT * FROM market.", ["trades", "quotes"]),
         ("SELECT * FROM market.q", ["quotes"]),
