@@ -161,6 +161,7 @@ class Demo:
         with self._data_dir() as data_dir:
             lake = LakeSettings.load(data_dir=data_dir)
             lake.prepare()
+            say("starting broker, sink, server and feed; the panel follows")
             lock = StateDirectory(data_dir / "demo").open()
             try:
                 with self._kafka() as kafka, contextlib.ExitStack() as stack:

@@ -23,6 +23,8 @@ from k2.shell.shell import Shell
 from k2.shell.statements import is_complete
 
 __all__ = ["patch_stdout", "session"]
+#: How long the first Tab waits for the names that it completes.
+_CATALOG_S_MAX = 30.0
 
 
 class _Completions(Completer):
@@ -30,6 +32,7 @@ class _Completions(Completer):
         self._shell = shell
 
     def get_completions(self, document: Document, complete_event: CompleteEvent) -> Iterator[Completion]:
+        self._shell.learned.wait(_CATALOG_S_MAX)
         before = document.text_before_cursor
         length = len(word_before(before))
         for each in candidates(before, document.text, self._shell.catalog):
@@ -57,6 +60,7 @@ def session(shell: Shell, **streams: Any) -> PromptSession[str]:
         lexer=PygmentsLexer(PostgresLexer),
         completer=_Completions(shell),
         complete_while_typing=False,
+        complete_in_thread=True,
         auto_suggest=AutoSuggestFromHistory(),
         multiline=True,
         key_bindings=keys,

@@ -65,6 +65,8 @@ class Shell:
         self._latest: tuple[str, pa.Table] | None = None
         self._cut: str | None = None
         self.catalog = Catalog()
+        self.learned = threading.Event()
+        """Set once the catalog was read, or could not be."""
         self.failed: K2Error | None = None
         """What the latest statement failed with."""
         self.is_interrupted = False
@@ -112,6 +114,8 @@ class Shell:
                 self.learn()
             except ClientError as error:
                 self._notes.print(f"names cannot be completed: {error}", style="dim")
+            finally:
+                self.learned.set()
 
         threading.Thread(target=learn, name="k2-shell-catalog", daemon=True).start()
 
