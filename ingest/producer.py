@@ -304,10 +304,21 @@ class EventProducer:
                 why = _kafka_error(error)
                 if why.retriable() and not late:
                     continue
-                raise self._broker_error("did not commit a transaction", why) from None
+                raise self._broker_error("did not commit a transaction", self._more_of(why)) from None
             self._marked |= self._touched
             self._touched.clear()
             return
+
+    def _more_of(self, why: Any) -> Any:
+        """Why a transaction could not be committed. Apache Kafka answers a commit that meets a successor's fencing with
+        an unknown error; an abort is then told of the fencing. Blocks."""
+        if why.code() == KafkaError.UNKNOWN:
+            try:
+                _asked(self._producer.abort_transaction, _FENCE_CALL_S)
+            except _FATAL as error:
+                aborting = _kafka_error(error)
+                return aborting if _is_fencing(aborting) else why
+        return why
 
     def _counter(self, topic: str) -> Callable[[Any, Any], None]:
         """The delivery report of one topic. Reports of a partition come in the order of its offsets.
@@ -350,7 +361,7 @@ class EventProducer:
             self._log.warning("the broker has trouble", servers=self._servers, reason=error.str())
 
     def _broker_error(self, what: str, error: Any) -> K2Error:
-        if error.code() in _FENCED or "fenced" in error.str():
+        if _is_fencing(error):
             return IngestFenced(
                 f"another ingest took over at the broker {self._servers}, or the broker gave up a transaction of this "
                 f"one that was open for {self._give_up_s:g} s, and this one ends; what it had not committed counts as "
@@ -376,6 +387,10 @@ class EventProducer:
             "partitioner": "murmur2_random",
             "error_cb": self._on_error,
         }
+
+
+def _is_fencing(error: Any) -> bool:
+    return error.code() in _FENCED or "fenced" in error.str()
 
 
 def _asked(call: Callable[..., Any], *arguments: Any) -> Any:

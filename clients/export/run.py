@@ -7,7 +7,7 @@ import fcntl
 import shutil
 import threading
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
@@ -249,13 +249,11 @@ def _planned(connection: Connection, request: Request) -> Manifest:
     if reason is not None:
         date_of = times[0] if times and DATE not in schema.names and DATE in request.partition_by else None
         return replace(manifest, whole_because=reason, date_of=date_of)
-    looked = list(dict.fromkeys((*candidates[:2], *times[:2])))  # each is one more column to be read
-    bounds = ", ".join(
-        f"{_bound('min', n, schema)}, {_bound('max', n, schema)}, count({identifier(n)})" for n in looked
-    )
-    told = connection.arrow(f"SELECT count(*){', ' if bounds else ''}{bounds} FROM {inner}", at=cut)
-    rows, *found = (column[0].as_py() for column in told.columns)
-    known = {name: tuple(found[3 * place : 3 * place + 3]) for place, name in enumerate(looked)}
+    rows, known = _looked_at(connection, inner, schema, cut, (*candidates[:1], *times[:1]))
+    if any(values < rows for *_, values in known.values()):
+        # Rows without a value are in no range: another column may have more. Each is one more to be read.
+        _, further = _looked_at(connection, inner, schema, cut, (*candidates[1:2], *times[1:2]))
+        known |= further
     if DATE in request.partition_by and DATE not in schema.names:
         manifest = replace(manifest, date_of=_fullest(times, known))
     levels: list[Level] = []
@@ -276,6 +274,17 @@ def _planned(connection: Connection, request: Request) -> Manifest:
     counted = connection.arrow(f"SELECT {values}, count(*) FROM {inner} GROUP BY ALL ORDER BY {order}", at=cut)
     counts = [(row[:-1], row[-1]) for row in zip(*(column.to_pylist() for column in counted.columns), strict=True)]
     return replace(manifest, slices=tuple(slices_of(levels, counts, request.slice_rows)))
+
+
+def _looked_at(
+    connection: Connection, inner: str, schema: pa.Schema, cut: str | None, columns: Sequence[str]
+) -> tuple[int, dict[str, tuple[Any, Any, int]]]:
+    """How many rows there are; and of each column the least and the greatest value, and how many there are."""
+    names = list(dict.fromkeys(columns))
+    bounds = "".join(f", {_bound('min', n, schema)}, {_bound('max', n, schema)}, count({identifier(n)})" for n in names)
+    told = connection.arrow(f"SELECT count(*){bounds} FROM {inner}", at=cut)
+    rows, *found = (column[0].as_py() for column in told.columns)
+    return rows, {name: tuple(found[3 * place : 3 * place + 3]) for place, name in enumerate(names)}
 
 
 def _why_whole(connection: Connection, request: Request, cut: str | None) -> str | None:

@@ -6,6 +6,7 @@ import asyncio
 from typing import Any
 
 import pytest
+from confluent_kafka import KafkaError, KafkaException
 
 from common.datasets import TRADES
 from common.errors import BrokerError, IngestFenced
@@ -47,6 +48,46 @@ def test_a_fenced_producer_says_that_it_was_fenced_whichever_call_meets_it_first
     finally:
         for producer in producers:
             producer.close()
+
+
+class Refusing:
+    """A producer's client whose commits end with an unknown error, and whose aborts with another one, or well."""
+
+    def __init__(self, client: Any, aborting: int | None) -> None:
+        self._client, self._aborting = client, aborting
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._client, name)
+
+    def commit_transaction(self, _timeout_s: float) -> None:
+        raise KafkaException(KafkaError(KafkaError.UNKNOWN, "EndTxn commit failed"))
+
+    def abort_transaction(self, timeout_s: float) -> None:
+        if self._aborting is not None:
+            raise KafkaException(KafkaError(self._aborting, "EndTxn abort failed"))
+        self._client.abort_transaction(timeout_s)
+
+
+@pytest.mark.parametrize(
+    ("aborting", "expected", "says"),
+    [
+        (KafkaError._FENCED, IngestFenced, "another ingest took over"),
+        (KafkaError.COORDINATOR_NOT_AVAILABLE, BrokerError, r"did not commit a transaction \(EndTxn commit failed"),
+        (None, BrokerError, r"did not commit a transaction \(EndTxn commit failed"),
+    ],
+)
+def test_a_commit_that_failed_for_an_unknown_reason_says_fenced_only_when_the_broker_does(
+    kafka: KafkaSettings, monkeypatch: pytest.MonkeyPatch, aborting: int | None, expected: type[Exception], says: str
+) -> None:
+    """Apache Kafka has that answer for a commit that meets a successor in the middle of its fencing."""
+    producer = producer_of(kafka)
+    try:
+        monkeypatch.setattr(producer, "_producer", Refusing(producer._producer, aborting))
+        assert producer.send(TRADES, "BTCUSDT", b"a trade", [], 0)
+        with pytest.raises(expected, match=says):
+            asyncio.run(asyncio.wait_for(producer.run(), PATIENCE_S))
+    finally:
+        producer.close()
 
 
 def test_behind_a_commit_nothing_is_sent_before_its_markers_are_written(
