@@ -7,7 +7,7 @@ import json
 import random
 import re
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from datetime import timedelta
 from decimal import Decimal
@@ -261,8 +261,8 @@ def test_bars_that_cannot_be_read_hold_up_nobody(live: Live, monkeypatch: pytest
     newest = live._lake._snapshots.newest
     gone = (live.lake_settings.data_dir / "warehouse" / "gone.parquet").resolve()
 
-    def without_files(dataset: Dataset) -> Snapshot:
-        found = newest(dataset)
+    def without_files(dataset: Dataset, locations: Mapping[str, str | None]) -> Snapshot:
+        found = newest(dataset, locations)
         if dataset is not MINUTES or found.snapshot_id == before:
             return found
         return replace(found, relation=f"read_parquet(['file://{gone}'])", index=None)
