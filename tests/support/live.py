@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -20,6 +19,7 @@ from flight_server.service.service import FlightService
 from flight_server.storage.lake import Lake
 from k2.broker import EmbeddedBroker
 from sink.service import SinkService
+from tests.support.kafka import eventually
 from tests.support.records import trade
 
 TOPIC = TRADES.topic(asset_class="crypto", exchange="binance")
@@ -105,8 +105,7 @@ class Live:
 
     def settle(self) -> None:
         """Return once the sink has committed all and the server has taken the snapshot up."""
-        while sum(self._lake.stats().tail_rows.values()):
-            threading.Event().wait(0.01)
+        eventually(lambda: not sum(self._lake.stats().tail_rows.values()), timeout_s=120, what="all is committed")
 
     def stop_sink(self) -> None:
         """From now on nothing is committed but by hand."""

@@ -29,6 +29,7 @@ from sink.bars_rebuild import rebuild
 from sink.bars_service import open_worker
 from sink.bars_table import BarsTable
 from tests.support.bars_oracle import in_order, oracle
+from tests.support.kafka import eventually
 from tests.support.live import Live
 from tests.support.records import EPOCH, trade
 
@@ -273,8 +274,8 @@ def test_bars_that_cannot_be_read_hold_up_nobody(live: Live, monkeypatch: pytest
     live.settle()
     worker = open_worker(live.lake_settings, SystemClock())
     worker.step()
-    while seen(live, SECONDS.name) != BarsTable.open(live.lake_settings, SECONDS).snapshot_id:
-        threading.Event().wait(0.01)
+    newest_id = BarsTable.open(live.lake_settings, SECONDS).snapshot_id
+    eventually(lambda: seen(live, SECONDS.name) == newest_id, timeout_s=120, what="the server sees newer bars")
     live.grow(10)
     live.settle()
     with dbapi.connect(live.service.uri) as connection:
