@@ -15,12 +15,15 @@ from test_flight_sessions import Client
 
 import clients
 from flight_server.engine import sources
+from flight_server.storage import snapshots
 
 
 @pytest.fixture(scope="module")
 def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sources, "_PARTED_ROWS_MIN", 10)
+        # Parts are made of files that are named. On a slow machine many rows are many commits, and so many files.
+        patch.setattr(snapshots, "_FILES_MAX", 1_000)
         live = Live(tmp_path_factory.mktemp("lake"), endpoints_max=3, pin_s_max=60.0)
         for _ in range(4):
             live.grow(25)
