@@ -20,8 +20,9 @@ from common.settings import KafkaSettings
 from k2.broker import EmbeddedBroker, broker_binary
 
 PARENT = """
-import sys, threading, time
+import signal, sys, threading, time
 from k2.broker import EmbeddedBroker
+signal.signal(signal.SIGINT, signal.default_int_handler)  # who was started in the background ignores it
 broker = EmbeddedBroker()
 if sys.argv[1] == "thread":
     starter = threading.Thread(target=broker.start)
