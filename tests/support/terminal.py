@@ -17,7 +17,9 @@ from contextlib import contextmanager
 CTRL_C, CTRL_D, TAB, ENTER, UP = "\x03", "\x04", "\t", "\r", "\x1b[A"
 #: The child takes the terminal as its own, so that Ctrl-C is a signal to it while nobody reads keys.
 _OWN = (
-    "import fcntl, os, sys, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0); "
+    # Whoever was started in the background ignores Ctrl-C, and so would all that it starts.
+    "import fcntl, os, signal, sys, termios; signal.signal(signal.SIGINT, signal.SIG_DFL); "
+    "fcntl.ioctl(0, termios.TIOCSCTTY, 0); "
     "os.execv(sys.executable, [sys.executable, '-m', 'k2.cli', *sys.argv[1:]])"
 )
 _ESCAPES = re.compile(r"\x1b\[[0-9;?<>=]*[A-Za-z@]|\x1b\][^\x07]*\x07|\x1b[=>()][A-Z0-9]?")
