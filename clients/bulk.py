@@ -7,17 +7,16 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Sequence
-from types import TracebackType
-from typing import Self
 
 import pyarrow as pa
 from pyarrow import flight
 
+from clients.closing import Closing
 from clients.cuts import cut_of_partition
 from clients.subscription import flight_error
 
 
-class BulkStream:
+class BulkStream(Closing):
     """One result: its `schema` and, when iterated, its batches, once, in the order of its parts. Raises QueryError
     where the server fails.
 
@@ -73,11 +72,3 @@ class BulkStream:
         with contextlib.suppress(pa.ArrowException, flight.FlightError):  # it is gone already
             if reader is not None:
                 reader.cancel()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()

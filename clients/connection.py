@@ -14,8 +14,7 @@ import socket
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 from urllib.request import getproxies
 from weakref import WeakSet
@@ -26,6 +25,7 @@ from adbc_driver_flightsql import ConnectionOptions, DatabaseOptions, dbapi
 from pyarrow import flight
 
 from clients.bulk import BulkStream
+from clients.closing import Closing
 from clients.cuts import Instant, as_of_text, cut_of_partition
 from clients.errors import ClientError, ConnectError, QueryError, query_error
 from clients.subscription import Access, AsyncSubscription, Subscription, flight_error, varint
@@ -95,7 +95,7 @@ def connect(
     return connection
 
 
-class Connection:
+class Connection(Closing):
     """Runs statements on one Flight SQL session. Close it, or use it as a context manager."""
 
     def __init__(self, raw: dbapi.Connection, uri: str, access: Access | None = None) -> None:
@@ -263,16 +263,8 @@ class Connection:
             self._bulk[0].close()
         _let_go(self._raw)
 
-    def __enter__(self) -> Self:
-        return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-
-class ResultStream:
+class ResultStream(Closing):
     """One result: its `schema` and, when iterated, its batches, once. Raises QueryError where the server fails.
 
     `cut` is the instant that it is of, as text: give it back as `at`, or to `subscribe`. None where no table was read.
@@ -327,14 +319,6 @@ class ResultStream:
         """Let the statement go, finished or not; the server stops working on it. May be called again."""
         self._closed = True
         _let_go(self._cursor)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
 
 def _address(uri: str) -> tuple[str, int]:

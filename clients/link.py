@@ -14,7 +14,6 @@ from __future__ import annotations
 import hashlib
 import threading
 from collections.abc import Callable, Iterator
-from types import TracebackType
 from typing import Self, TypeVar
 from weakref import WeakSet
 
@@ -22,6 +21,7 @@ import polars as pl
 import pyarrow as pa
 from tenacity import Retrying, retry_if_exception, stop_after_delay, wait_random_exponential
 
+from clients.closing import Closing
 from clients.connection import Connection, Parameters, ResultStream
 from clients.errors import ClientError, ConnectError, QueryError
 from clients.results import Result
@@ -179,7 +179,7 @@ class Link:
             raise ClientError("this K2 is closed; make a new one with clients.K2(uri)")
 
 
-class Batches(Iterator[pa.RecordBatch]):
+class Batches(Iterator[pa.RecordBatch], Closing):
     """One result as it comes: its `schema`, its `cut`, and when iterated its batches, once.
 
     Memory does not grow with it. Raises QueryError where the server fails, and where the connection was lost and the
@@ -275,14 +275,6 @@ class Batches(Iterator[pa.RecordBatch]):
         connection, self._connection = self._connection, None
         if connection is not None:
             connection.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
 
 class RowDigest:

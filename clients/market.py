@@ -16,9 +16,8 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
+from clients.closing import Closing
 from clients.connection import Parameters, connect
 from clients.errors import ClientError
 from clients.link import Batches, Link
@@ -28,7 +27,7 @@ from clients.statements import Query, Symbols, call_of, literal, rows_of
 from clients.subscription import Access, AsyncSubscription, Subscription
 
 
-class K2:
+class K2(Closing):
     """A K2 server, live or at one instant. Close it, or use it as a context manager.
 
     Times are datetimes with a zone, dates, ISO text or numpy's and pandas' (clients/moments.py); a span is
@@ -241,14 +240,6 @@ class K2:
     def close(self) -> None:
         """End the connection, for every view of it too; subscriptions have their own. May be called again."""
         self._link.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def __repr__(self) -> str:
         return f"K2({self.uri!r})" if self._cut is None else f"K2({self.uri!r}).at({self._cut!r})"

@@ -30,6 +30,7 @@ from google.protobuf.any_pb2 import Any as AnyMessage
 from pyarrow import flight
 from tenacity import Retrying, retry_if_exception, stop_after_delay, wait_random_exponential
 
+from clients.closing import Closing
 from clients.cuts import cut_of_metadata
 from clients.errors import ClientError, QueryError
 
@@ -88,7 +89,7 @@ class Access:
         return client, flight.FlightCallOptions(headers=headers)
 
 
-class Subscription(Iterator[Arrival]):
+class Subscription(Iterator[Arrival], Closing):
     """Iterate it from one thread; `close` may be called from any. Use it as a context manager.
 
     Raises QueryError where the query cannot be followed, where the server ended it for a reason of its reader's, and
@@ -148,14 +149,6 @@ class Subscription(Iterator[Arrival]):
         """One that was forgotten ends too: pyarrow lets the call go on for as long as the process lives."""
         with contextlib.suppress(Exception):
             self.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def _read_on(self) -> tuple[pa.RecordBatch, str | None]:
         """The next message; after a lost connection the next one of another connection."""
