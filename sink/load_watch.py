@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 
-import pyarrow as pa
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
@@ -16,6 +15,7 @@ from common.offsets import PartitionOffsets
 from common.settings import SinkSettings
 from common.telemetry import get_logger
 from sink.load import FULL, Allowance, SinkLoad, records_behind
+from sink.pool import give_back
 from sink.stats import SinkStats
 
 _log = get_logger("sink")
@@ -79,7 +79,7 @@ class LoadWatch(Collector):
             now_s=self._clock.monotonic_s(),
         )
         if self._load.memory_level:
-            pa.default_memory_pool().release_unused()  # what Arrow keeps for later is memory that others lack
+            give_back()  # what Arrow keeps for later is memory that others lack
         if changed:
             self._tell(stats, memory_percent)
 
