@@ -210,6 +210,10 @@ class Database:
         self._writer.execute(f"CREATE TABLE {relation} ({shape})")
         return relation
 
+    def insert(self, relation: str, rows: pa.Table) -> None:
+        """Within a publication. Raises duckdb.Error."""
+        self._writer.execute(self._insert(relation, rows))
+
     def append(self, rows: Mapping[str, pa.Table], moved: Mapping[int, int]) -> None:
         """A publication of its own: these rows into their segments, and next offsets by partition number.
 

@@ -30,7 +30,8 @@ def filled(database: Database, name: str) -> str:
         relation = database.create_segment(name, database.column_types(table_schema("trade")))
     batch = trades(range(_BATCH))
     for _ in range(_ROWS // _BATCH):
-        database.append({relation: batch}, {})
+        with database.publication():
+            database.insert(relation, batch)
     return relation
 
 
@@ -58,8 +59,8 @@ def test_the_first_row_of_each_group_is_one_of_those_that_were_asked_for(databas
     """As a table is while nothing of it is committed; and at a cut."""
     with database.publication():
         relation = database.create_segment("small", database.column_types(table_schema("trade")))
+        database.insert(relation, trades(TRADES))
         database.replace_view("market.small", f"SELECT {', '.join(table_schema('trade').names)} FROM {relation}")
-    database.append({relation: trades(TRADES)}, {})
     assert database.cursor().execute(NEWEST.format(rows=rows)).fetchall() == RIGHT
 
 
@@ -143,6 +144,17 @@ def test_an_append_that_fails_leaves_nothing_and_the_next_one_does_not_mind(data
     assert (shown(database, good, strict), database.version) == ([1, 0, 6], version)
     database.append({good: ids(2), strict: ids(3)}, {0: 8})
     assert shown(database, good, strict) == [2, 1, 8]
+
+
+def test_what_was_made_ready_in_a_publication_that_failed_is_made_anew(database: Database) -> None:
+    relation = segment(database, "rows")
+    with pytest.raises(ZeroDivisionError), database.publication():
+        database.insert(relation, ids(1))
+        raise ZeroDivisionError
+    database.append({relation: ids(2)}, {})
+    with database.publication():
+        database.insert(relation, ids(3))
+    assert shown(database, relation) == [2]
 
 
 def test_rows_with_other_columns_are_not_taken_for_those_of_before(database: Database) -> None:

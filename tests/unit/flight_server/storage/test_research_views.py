@@ -176,7 +176,7 @@ def test_publishing_beside_the_publisher_and_readers(server: Server) -> None:
         nonlocal relation
         with database.publication():
             before, relation = relation, database.create_segment(f"s{number}", {"id": "BIGINT"})
-            database._writer.execute(f"INSERT INTO {relation} SELECT {number} FROM range(10)")
+            database.insert(relation, pa.table({"id": [number] * 10}))
             database.replace_view("market.trades", f"SELECT * FROM {relation}")
             database.drop_segment(before)
             database.set_positions(number, [], [])
