@@ -20,6 +20,7 @@ from common.settings import IngestSettings
 from common.telemetry import get_logger
 from ingest.gap_watch import GapWatch
 from ingest.gaps import Gap, Key
+from ingest.ledger import IdRange
 from ingest.venues.events import TradeEvent
 
 Sleep = Callable[[float], Awaitable[None]]
@@ -161,7 +162,10 @@ class Backfill:
             trades = await self._ask(gap.symbol, first_id, limit)
             ids = self._watch.ledger.trade_ids(*gap.key)
             last_id = all_missing[-1].last_id
-            await self._take([one for one in trades if first_id <= one.trade_id <= last_id and one.trade_id not in ids])
+            wanted = [one for one in trades if first_id <= one.trade_id <= last_id and one.trade_id not in ids]
+            if wanted:
+                self._watch.about_to_fill(gap.key, IdRange(wanted[0].trade_id, wanted[-1].trade_id))
+            await self._take(wanted)
             if len(trades) < limit or trades[-1].trade_id < first_id:
                 return
             next_id = trades[-1].trade_id + 1

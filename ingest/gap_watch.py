@@ -51,6 +51,12 @@ class GapWatch:
             self.lost_ids += lost.missing_ids
             self._tell(lost)
 
+    def about_to_fill(self, key: Key, brought: IdRange) -> None:
+        """The backfill has the trades of these ids: what is missing among them is a gap from now on, however short."""
+        now_s, now_us = self._clock.monotonic_s(), self._clock.now_us()
+        for gap in self.gaps.observe(key, self.ledger.gaps(*key), now_s, now_us, brought):
+            self._tell(gap)
+
     def backfilled(self, key: Key, trade_id: int) -> None:
         """A trade that the backfill brought was taken."""
         self.gaps.backfilled(key, trade_id)

@@ -150,11 +150,14 @@ class GapBook:
 
     # --- what changes ---------------------------------------------------------------------------------------------
 
-    def observe(self, key: Key, missing: Iterable[IdRange], now_s: float, now_us: int) -> list[Gap]:
+    def observe(
+        self, key: Key, missing: Iterable[IdRange], now_s: float, now_us: int, brought: IdRange | None = None
+    ) -> list[Gap]:
         """Compare what the ledger misses of a symbol with the gaps that are known; the gaps that changed.
 
         `missing` is all that is missing, in order. A range that is no gap yet becomes one when it was missing for the
-        grace; what came of it before counts for nothing.
+        grace; what came of it before counts for nothing. At once becomes one what has ids in `brought`, which the
+        backfill is about to fill: whatever it fills was a gap.
         """
         changed: list[Gap] = []
         missing = list(missing)
@@ -166,7 +169,7 @@ class GapBook:
                 self._untold.add((key, gap.first_id))
                 continue
             changed.append(self._moved(gap, still, now_s, now_us))
-        changed += self._opened(key, missing, now_s, now_us)
+        changed += self._opened(key, missing, now_s, now_us, brought)
         self._prune(key)
         return changed
 
@@ -293,15 +296,18 @@ class GapBook:
             self._told_s[gap.key, gap.first_id] = now_s
         return moved
 
-    def _opened(self, key: Key, missing: list[IdRange], now_s: float, now_us: int) -> list[Gap]:
-        """Open the gaps whose grace is over; remember what is missing and in no gap."""
+    def _opened(
+        self, key: Key, missing: list[IdRange], now_s: float, now_us: int, brought: IdRange | None
+    ) -> list[Gap]:
+        """Open the gaps whose grace is over, or that are filled now; remember what is missing and in no gap."""
         before = self._seen.get(key, ())
         opened: list[Gap] = []
         seen: list[_Seen] = []
         for first_id, last_id in _without(missing, self._of(key)):
             known = (one.since_s for one in before if one.first_id <= last_id and first_id <= one.last_id)
             one = _Seen(first_id, last_id, min(known, default=now_s))
-            if not self._is_over(one, now_s):
+            is_brought = brought is not None and first_id <= brought.last_id and brought.first_id <= last_id
+            if not is_brought and not self._is_over(one, now_s):
                 seen.append(one)
                 continue
             ids = last_id - first_id + 1

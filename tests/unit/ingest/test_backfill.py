@@ -52,11 +52,17 @@ class World:
     """A ledger with gaps, a clock that the backfill's own waits move, and what was taken, in its order."""
 
     def __init__(
-        self, venue: Venue, present: Sequence[int], *, symbols: Sequence[str] = ("BTCUSDT",), **more: int
+        self,
+        venue: Venue,
+        present: Sequence[int],
+        *,
+        symbols: Sequence[str] = ("BTCUSDT",),
+        grace_s: float = 0.0,
+        **more: int,
     ) -> None:
         self.clock = ManualClock()
         self.ledger = Ledger()
-        self.watch = GapWatch(self.ledger, GapBook(GapLimits(0.0, 10, 100)), self.clock)
+        self.watch = GapWatch(self.ledger, GapBook(GapLimits(grace_s, 10, 100)), self.clock)
         for symbol in symbols:
             for one in present:
                 self.ledger.take("binance", symbol, one)
@@ -109,6 +115,19 @@ def test_exactly_what_is_missing_comes_back_in_order() -> None:
     assert world.told.count(GapState.OPEN) == world.told.count(GapState.FILLED) == 2
     assert {gap.closed_by for gap in world.watch.untold if gap.is_closed} == {"backfill"}
     assert world.watch.gaps.open_gaps() == []
+
+
+def test_what_comes_along_with_an_older_gap_is_a_gap_of_its_own_although_its_grace_is_not_over() -> None:
+    world = World(Venue(set(range(20))), [0, 2, 3, 5, 7], grace_s=0.2)
+    world.watch.look()
+    world.clock.advance(0.1)
+    for late in (9, 10, 12):
+        world.ledger.take(*KEY, late)
+    world.run()
+    assert world.taken == [1, 4, 6, 8, 11]
+    for first_id in (1, 4, 6, 8, 11):
+        told = [(gap.last_id, gap.state, gap.closed_by) for gap in world.watch.untold if gap.first_id == first_id]
+        assert told == [(first_id, GapState.OPEN, None), (first_id, GapState.FILLED, "backfill")]
 
 
 @given(st.sets(st.integers(0, 60), min_size=2), st.sets(st.integers(0, 60)))
