@@ -245,7 +245,9 @@ class SinkSettings(Settings):
     )
     commit_age_ms_max: int = Field(1_000, ge=10, le=3_600_000)
     poll_messages_max: int = Field(10_000, ge=1, le=100_000)
-    snapshots_kept_min: int = Field(50, ge=1, le=10_000)
+    snapshots_kept_min: int = Field(
+        10, ge=1, le=10_000, description="and all of the last 10 s; older instants are read by their positions"
+    )
     bars: bool = Field(True, description="keep market.bars_1s, bars_1m, bars_1h and bars_1d beside the trades")
     bars_interval_ms: int = Field(
         10_000,

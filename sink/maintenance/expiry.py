@@ -31,12 +31,13 @@ from sink.maintenance.jobs import UNWATCHED, MaintainedTable, Progress, Report, 
 class ExpiryPolicy:
     """Keeps the newest `snapshots_kept_min` snapshots, and all younger than `age_us_min` (microseconds).
 
-    Two minutes is far longer than a query takes from pinning a snapshot to loading it. With a commit per second this
-    keeps 120 snapshots: 40 ms a commit, where 1,000 would cost 150 ms (see sink.table, ThriftyTransaction).
+    Whoever has loaded the table's metadata reads any snapshot in it, one that expired since too: files stay far longer.
+    So the age only has to be longer than the time from the catalog's answer to the loaded metadata. Each snapshot that
+    is kept makes every commit dearer: with 120 of them it took twice the CPU that it took with ten.
     """
 
     snapshots_kept_min: int
-    age_us_min: int = 120 * 1_000_000
+    age_us_min: int = 10 * 1_000_000
 
 
 def snapshots_to_expire(metadata: TableMetadata, policy: ExpiryPolicy, now_us: int) -> Set[int]:

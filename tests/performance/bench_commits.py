@@ -15,7 +15,7 @@ from typing import Any
 
 from common.datasets import TRADES
 from common.offsets import KafkaPartition, PartitionOffsets
-from common.settings import FlightSettings, LakeSettings
+from common.settings import FlightSettings, LakeSettings, SinkSettings
 from flight_server.storage.database import Database
 from flight_server.storage.manifests import ManifestReader
 from flight_server.storage.snapshots import IcebergSnapshots
@@ -31,7 +31,8 @@ _ROWS = 1_000
 _PARTITION = KafkaPartition("bench", "bench-topic-id", 0)
 #: Commits that a figure is the mean of, and queries.
 _MEASURED, _QUERIES = 60, 20
-_KEPT = ExpiryPolicy(snapshots_kept_min=120, age_us_min=0)
+#: What a commit a second keeps in life: so many, and all of the last ten seconds.
+_KEPT = ExpiryPolicy(SinkSettings().snapshots_kept_min, age_us_min=0)
 
 
 @dataclass

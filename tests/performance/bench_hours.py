@@ -57,8 +57,6 @@ _RATE, _SENT_PER_S = 1_000, 20_000
 _COMMIT_ROWS, _AHEAD = 500, 4
 #: How often maintenance works, in the market's seconds; and the bars, which have no clock: a commit takes some 80 ms.
 _COMPACT_S, _EXPIRE_S, _MANIFESTS_S, _BARS_INTERVAL_MS = 60, 60, 600, 800
-#: Two minutes of commits, as many as are kept in life.
-_SNAPSHOTS_KEPT = 120
 _AHEAD_US = 890 * 1_000_000
 _TOPIC = TRADES.topic(asset_class="crypto", exchange="binance")
 _PATIENCE_S = 600.0
@@ -227,7 +225,6 @@ def _sink(kafka: KafkaSettings, lake: LakeSettings) -> Generator[None, int, None
     settings = SinkSettings.load(
         commit_rows_max=_COMMIT_ROWS,
         poll_messages_max=_COMMIT_ROWS,
-        snapshots_kept_min=_SNAPSHOTS_KEPT,
         bars_interval_ms=_BARS_INTERVAL_MS,
     )
     sink = SinkService(kafka, lake, settings, clock=_Clock(), registry=CollectorRegistry())
@@ -245,7 +242,7 @@ def _maintain(lake: LakeSettings) -> Generator[None, int, None]:
         compact_interval_s=_COMPACT_S, expire_interval_s=_EXPIRE_S, manifests_interval_s=_MANIFESTS_S
     )
     clock = _Clock()
-    sink = SinkSettings.load(snapshots_kept_min=_SNAPSHOTS_KEPT)
+    sink = SinkSettings.load()
     worker = MaintenanceWorker(lake, intervals, RetentionSettings.load(), sink, clock=clock)
     while True:
         clock.second = yield
