@@ -80,6 +80,10 @@ class Database:
         self._root.execute("SET GLOBAL checkpoint_threshold = '1 TiB'")
         self._root.execute(f"SET GLOBAL disabled_optimizers = {literal(DISABLED_OPTIMIZERS)}")
         self._root.execute("SET GLOBAL parquet_metadata_cache = true")
+        if lake is None or not lake.is_object_store:
+            # The kernel keeps local files too. DuckDB would keep each range that was ever read until memory is short,
+            # of files that are gone as well, and to look there takes longer than to read it again.
+            self._root.execute("SET GLOBAL enable_external_file_cache = false")
         self._root.execute("SET GLOBAL prefetch_all_parquet_files = true")  # 3 to 5 % less work for scans
         if lake is not None:
             self._open_warehouse(lake)
@@ -94,11 +98,13 @@ class Database:
             self._root.execute(macro.create(CATALOG))
         self._root.execute(f"CREATE TABLE {TAIL}.positions (number INTEGER, next_offset BIGINT)")
         self._root.execute(f"INSERT INTO {TAIL}.positions VALUES ({_GENERATION_ROW}, 0)")
+        self._writer = self.cursor()
+        # It looks at new files once, when a view is bound to them. Their metadata would be kept until memory is short.
+        self._writer.execute("SET SESSION parquet_metadata_cache = false")
         self._root.execute("SET enable_external_access = false")
         # A session's own time zone is the one setting that a cursor may change.
         self._root.execute("SET allowed_configs = ['TimeZone']")
         self._root.execute("SET lock_configuration = true")
-        self._writer = self.cursor()
         self._inserts: dict[str, _Insert] = {}
         self._moves: dict[tuple[int, ...], str] = {}
         self._statement_numbers = itertools.count()

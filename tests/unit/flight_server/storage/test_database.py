@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import duckdb
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from common.errors import Unavailable
 from common.schemas.arrow import table_schema
-from common.settings import FlightSettings
+from common.settings import FlightSettings, LakeSettings
 from flight_server.storage.database import DISABLED_OPTIMIZERS, Database
+from flight_server.storage.read_view import read_files
 from tests.support.fake_lake import trades
 
 _ROWS, _BATCH = 300_000, 3_000
@@ -165,3 +168,27 @@ def test_rows_with_other_columns_are_not_taken_for_those_of_before(database: Dat
         database.append({relation: pa.table({"id": pa.array([2]), "more": pa.array(["x"])})}, {})
     database.append({relation: ids(2)}, {})
     assert shown(database, relation) == [2]
+
+
+def test_nothing_is_kept_of_files_that_views_were_bound_to(tmp_path: Path) -> None:
+    """A table has new files with every commit, and loses them to compaction: what were kept of each would pile up."""
+    lake = LakeSettings(data_dir=tmp_path)
+    database = Database(FlightSettings(threads=1), lake)
+    folder = tmp_path / "warehouse"
+    folder.mkdir()
+    assert lake.resolved_warehouse.removeprefix("file://") == str(folder)
+    try:
+        for number in range(50):
+            path = folder / f"{number}.parquet"
+            pq.write_table(trades(range(number, number + 10)), path)
+            with database.publication():
+                database.replace_view("market.seen", f"SELECT trade_id FROM {read_files([str(path)])}")
+        cursor = database.cursor()
+        assert cursor.execute("SELECT trade_id FROM market.seen").fetchall() == [(n,) for n in range(49, 59)]
+        kept = cursor.execute(
+            "SELECT sum(memory_usage_bytes) FROM duckdb_memory() WHERE tag IN ('OBJECT_CACHE', 'EXTERNAL_FILE_CACHE')"
+        ).fetchone()
+    finally:
+        database.close()
+    one_file = 64 * 1024
+    assert kept is not None and 0 < kept[0] < one_file
