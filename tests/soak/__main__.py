@@ -27,7 +27,7 @@ import clients
 from common.clock import SystemClock
 from common.errors import K2Error
 from tests.soak import feed
-from tests.soak.asking import Answers, Asker
+from tests.soak.asking import Answers, Asker, Stretch
 from tests.soak.calibration import held_rate
 from tests.soak.parts import Parts, broker, kind_here
 from tests.soak.reports import drained, say, verified
@@ -163,7 +163,8 @@ def _as_json(outcome: Outcome) -> dict[str, Any]:
         "orphans_deleted": outcome.orphans_deleted,
         "trades": sum(row["trades"] for row in outcome.counts),
         "queries": {
-            "quarters": [asdict(quarter) for quarter in outcome.answers.quarters(outcome.seconds)],
+            "stretches": [asdict(one) for one in _stretches(outcome)],
+            "taken": [(round(at_s, 1), round(ms, 1)) for at_s, ms in outcome.answers.taken],
             "refused": outcome.answers.refused,
             "empty": len(outcome.answers.empty),
         },
@@ -171,6 +172,13 @@ def _as_json(outcome: Outcome) -> dict[str, Any]:
         "verified": outcome.verified,
         "faults": outcome.faults,
     }
+
+
+def _stretches(outcome: Outcome) -> list[Stretch]:
+    """In each of them, where the run is long enough, each victim is killed as often: the server that has just started
+    answers slowly."""
+    rounds = sum(outcome.kills.values()) / len(VICTIMS)
+    return outcome.answers.stretches(outcome.seconds, round(rounds) if rounds > 2 else 4)
 
 
 def _show(outcome: Outcome) -> None:
@@ -186,9 +194,11 @@ def _show(outcome: Outcome) -> None:
         seen = [one.rss_mb[name] for one in outcome.samples if one.rss_mb.get(name)]
         memory.add_row(name, *(str(value) for value in ((seen[0], max(seen), seen[-1]) if seen else ())))
     console.print(memory)
-    queries = Table("quarter", "answers", "p50 ms", "p99 ms", "max ms")
-    for number, quarter in enumerate(outcome.answers.quarters(outcome.seconds), 1):
-        queries.add_row(str(number), *(f"{figure:,}" for figure in asdict(quarter).values()))
+    queries = Table("s", "answers", "p50 ms", "p99 ms", "max ms")
+    stretches = _stretches(outcome)
+    for number, one in enumerate(stretches):
+        begin_s = number * outcome.seconds / len(stretches)
+        queries.add_row(f"{begin_s:.0f}", *(f"{figure:,}" for figure in asdict(one).values()))
     console.print(queries)
     trades = sum(row["trades"] for row in outcome.counts)
     console.print(

@@ -12,15 +12,15 @@ import numpy as np
 import clients
 from clients import ClientError, Connection
 
-#: A point query every 50 ms: enough for a p99 of each quarter, little beside the load.
+#: A point query every 50 ms: enough for a p99 of each stretch, little beside the load.
 _PAUSE_S = 0.05
 #: How often the newest ids are asked for, which is no point query and not counted.
 _NEWEST_S = 10.0
 
 
 @dataclass(frozen=True)
-class Quarter:
-    """The answers of a quarter of the run."""
+class Stretch:
+    """The answers of a stretch of the run."""
 
     answers: int
     p50_ms: float
@@ -37,15 +37,15 @@ class Answers:
     empty: set[tuple[str, int]] = field(default_factory=set)
     faults: list[str] = field(default_factory=list)
 
-    def quarters(self, seconds: float) -> list[Quarter]:
-        """The four quarters of a run of so many seconds; of one without answers all times are 0. Pure."""
+    def stretches(self, seconds: float, count: int) -> list[Stretch]:
+        """That many equal stretches of a run of so many seconds; of one without answers all times are 0. Pure."""
         found = []
-        for number in range(4):
-            begin, end = seconds * number / 4, seconds * (number + 1) / 4
-            times = [ms for at, ms in self.taken if begin <= at < end or (number == 3 and at >= end)]
+        for number in range(count):
+            begin, end = seconds * number / count, seconds * (number + 1) / count
+            times = [ms for at, ms in self.taken if begin <= at < end or (number == count - 1 and at >= end)]
             p50, p99 = np.percentile(times, [50, 99]) if times else (0.0, 0.0)
             found.append(
-                Quarter(len(times), round(float(p50), 2), round(float(p99), 2), round(max(times, default=0), 2))
+                Stretch(len(times), round(float(p50), 2), round(float(p99), 2), round(max(times, default=0), 2))
             )
         return found
 

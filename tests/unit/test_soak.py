@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from tests.soak.asking import Answers, Quarter
+from tests.soak.asking import Answers, Stretch
 from tests.soak.exchange import RoundMarket
 from tests.soak.feed import more_held, wrong_counts
 from tests.soak.resources import Held, Reading, memory_of, slope_per_hour
@@ -23,12 +23,12 @@ def counts(**changes: Any) -> list[dict[str, Any]]:
     ]
 
 
-def test_each_answer_is_in_its_quarter() -> None:
+def test_each_answer_is_in_its_stretch() -> None:
     answers = Answers(taken=[(0.0, 1.0), (9.9, 3.0), (10.0, 5.0), (39.9, 7.0), (41.0, 9.0)])
-    first, second, third, fourth = answers.quarters(40.0)
-    assert first == Quarter(2, 2.0, 2.98, 3.0)
+    first, second, third, fourth = answers.stretches(40.0, 4)
+    assert first == Stretch(2, 2.0, 2.98, 3.0)
     assert (second.answers, second.p99_ms) == (1, 5.0)
-    assert third == Quarter(0, 0.0, 0.0, 0.0)
+    assert third == Stretch(0, 0.0, 0.0, 0.0)
     assert (fourth.answers, fourth.max_ms) == (2, 9.0)
 
 
