@@ -133,25 +133,24 @@ class KafkaLog:
     def __init__(self, settings: KafkaSettings) -> None:
         self._settings = settings
         self._timeout_s = settings.request_timeout_ms / 1000
-        self._connect()
-
-    def _connect(self) -> None:
-        self._admin = AdminClient(self._settings.client_config())
+        self._lock = threading.Lock()
+        #: A call keeps the one that it asks until it has its answer: of a client that is gone it would wait for ever.
+        self._admin = AdminClient(settings.client_config())
 
     def cluster_id(self) -> str:
         """The cluster's id. Raises BrokerError."""
-        with self._translated("describe the cluster"):
-            return str(self._admin.describe_cluster(request_timeout=self._timeout_s).result().cluster_id)
+        admin = self._admin
+        with self._translated("describe the cluster", admin):
+            return str(admin.describe_cluster(request_timeout=self._timeout_s).result().cluster_id)
 
     def topics(self, pattern: str) -> dict[str, TopicInfo]:
         """The existing topics whose names match the regular expression, by name. Raises BrokerError."""
-        with self._translated("list topics"):
-            names = [
-                name for name in self._admin.list_topics(timeout=self._timeout_s).topics if re.search(pattern, name)
-            ]
+        admin = self._admin
+        with self._translated("list topics", admin):
+            names = [name for name in admin.list_topics(timeout=self._timeout_s).topics if re.search(pattern, name)]
             if not names:
                 return {}
-            described = self._admin.describe_topics(TopicCollection(names), request_timeout=self._timeout_s)
+            described = admin.describe_topics(TopicCollection(names), request_timeout=self._timeout_s)
             infos = [future.result() for future in described.values()]
         return {info.name: TopicInfo(info.name, str(info.topic_id), len(info.partitions)) for info in infos}
 
@@ -165,10 +164,9 @@ class KafkaLog:
         if not wanted:
             return {}
         ids: dict[str, str] = {}
-        for name, future in self._admin.describe_topics(
-            TopicCollection(wanted), request_timeout=self._timeout_s
-        ).items():
-            with self._translated(f"describe the topic {name}", unless=KafkaError.UNKNOWN_TOPIC_OR_PART):
+        admin = self._admin
+        for name, future in admin.describe_topics(TopicCollection(wanted), request_timeout=self._timeout_s).items():
+            with self._translated(f"describe the topic {name}", admin, unless=KafkaError.UNKNOWN_TOPIC_OR_PART):
                 ids[name] = str(future.result().topic_id)
         return ids
 
@@ -187,8 +185,9 @@ class KafkaLog:
         ]
         if not new:
             return
-        for name, future in self._admin.create_topics(new, request_timeout=self._timeout_s).items():
-            with self._translated(f"create the topic {name}", unless=KafkaError.TOPIC_ALREADY_EXISTS):
+        admin = self._admin
+        for name, future in admin.create_topics(new, request_timeout=self._timeout_s).items():
+            with self._translated(f"create the topic {name}", admin, unless=KafkaError.TOPIC_ALREADY_EXISTS):
                 future.result()
         # A broker may acknowledge a topic before its own metadata has it.
         deadline_s = time.monotonic() + self._timeout_s
@@ -218,8 +217,9 @@ class KafkaLog:
         return retrying(first_wait_s=0.05, wait_s_max=1.0, give_up_after_s=wait_s_max)(found)
 
     def _listed(self) -> set[str]:
-        with self._translated("list topics"):
-            return set(self._admin.list_topics(timeout=self._timeout_s).topics)
+        admin = self._admin
+        with self._translated("list topics", admin):
+            return set(admin.list_topics(timeout=self._timeout_s).topics)
 
     def end_offsets(self, topics: Iterable[TopicInfo]) -> PartitionOffsets:
         """The end of each partition: the offset that its next record would get. Raises BrokerError.
@@ -270,8 +270,9 @@ class KafkaLog:
             return {}
 
         def listed() -> dict[KafkaPartition, int]:
-            with self._translated("list offsets"):
-                futures = self._admin.list_offsets(
+            admin = self._admin
+            with self._translated("list offsets", admin):
+                futures = admin.list_offsets(
                     dict.fromkeys(partitions, spec),
                     isolation_level=IsolationLevel.READ_COMMITTED,
                     request_timeout=self._timeout_s,
@@ -281,13 +282,19 @@ class KafkaLog:
         # A topic that was just made has no leader for some moments: Apache Kafka then answers "not leader".
         return retrying(first_wait_s=0.05, wait_s_max=0.5, give_up_after_s=self._timeout_s)(listed)
 
-    def _translated(self, doing: str, *, unless: int | None = None) -> contextlib.AbstractContextManager[None]:
+    def _translated(
+        self, doing: str, admin: AdminClient, *, unless: int | None = None
+    ) -> contextlib.AbstractContextManager[None]:
         """Like translated_kafka; and a client that had no answer in time is not asked again, a new one is: the old one
         waits minutes for the node that was the controller when it last looked, also when that node is gone for good.
         """
-        return translated_kafka(
-            f"{doing} at {self._settings.bootstrap_servers}", unless=unless, timed_out=self._connect
-        )
+
+        def replace() -> None:
+            with self._lock:
+                if self._admin is admin:
+                    self._admin = AdminClient(self._settings.client_config())
+
+        return translated_kafka(f"{doing} at {self._settings.bootstrap_servers}", unless=unless, timed_out=replace)
 
 
 class KafkaLogReader:
@@ -428,6 +435,8 @@ class translated_kafka(contextlib.AbstractContextManager[None]):  # noqa: N801  
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> bool:
         if not isinstance(error, KafkaException):
             return False
+        # The frames that it came through hold the future that holds it: a ring, in which a client would live on.
+        error.__traceback__ = None
         cause = error.args[0] if error.args and isinstance(error.args[0], KafkaError) else None
         if cause is not None and cause.code() == self._unless:
             return True
