@@ -384,6 +384,9 @@ class FlightSettings(Settings):
         500, ge=10, le=60_000, description="how often the catalog is asked for a newer snapshot"
     )
     topic_refresh_ms: int = Field(2_000, ge=10, le=600_000, description="how often the broker is asked for new topics")
+    as_of_wait_ms: int = Field(
+        2_000, ge=0, le=60_000, description="an instant that this server has not come to yet is waited for so long"
+    )
     tail_publish_ms: int = Field(
         15,
         ge=1,

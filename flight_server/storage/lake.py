@@ -143,19 +143,41 @@ class Lake:
     def table_cut(self, table: str, as_of: AsOf) -> TableCut:
         """The positions that `as_of` means for a table, by its full name, as in "market.trades".
 
-        Those of bars are the trades'. A table of `research` has no positions but its snapshot. For a cut this is pure;
-        for a snapshot and a time the catalog is asked, which blocks. Raises SnapshotNotFound, TableNotFound,
-        Unsupported, Unavailable, CatalogError.
+        Those of bars are the trades'. A table of `research` has no positions but its snapshot. For a snapshot and a
+        time the catalog is asked, which blocks. What the sink has just committed, or another server has given out, this
+        one may not have read yet: it is waited for, not longer than the settings say. Raises SnapshotNotFound,
+        TableNotFound, Unsupported, Unavailable, CatalogError.
         """
         schema, _, name = table.partition(".")
         dataset = next((dataset for dataset in self._datasets if dataset.table == log_table(table)), None)
         if dataset is None and schema != RESEARCH:
             raise TableNotFound(f"there is no table {table} that could be read as of an earlier instant")
         if isinstance(as_of, AsOfCut):
-            return table_cut(log_table(table), as_of)
-        if dataset is None:
+            cut = table_cut(log_table(table), as_of)
+        elif dataset is None:
             return TableCut(self.research.snapshot_at(name, as_of), PartitionOffsets())
-        return self._histories.table_cut(dataset, as_of)
+        else:
+            cut = self._histories.table_cut(dataset, as_of)
+        if dataset is not None:
+            self._come_to(dataset, cut.offsets)
+        return cut
+
+    def _come_to(self, dataset: Dataset, wanted: PartitionOffsets) -> None:
+        """Return when the table is shown up to these offsets, or has not been for long enough."""
+        publisher = self._publisher
+        if publisher is None or publisher.has_come_to(dataset.name, wanted):
+            return
+        published = threading.Event()
+        forget = self.listen(published.set)
+        deadline_s = self._clock.monotonic_s() + self._settings.as_of_wait_ms / 1000
+        try:
+            while not publisher.has_come_to(dataset.name, wanted):
+                left_s = deadline_s - self._clock.monotonic_s()
+                if left_s <= 0 or not published.wait(left_s):
+                    return
+                published.clear()
+        finally:
+            forget()
 
     def columns_at(self, table: str, cut: TableCut) -> Sequence[tuple[str, str]] | None:
         """The columns that a table had at a cut, as (name now, name then), in the order of now; None: as now.

@@ -315,6 +315,12 @@ class Publisher:
         """The ids of the topics that are followed."""
         return {info.topic_id for info in list(self._topics.values())}
 
+    def has_come_to(self, name: str, wanted: PartitionOffsets) -> bool:
+        """Whether every new transaction sees a dataset's table up to these offsets, in the topics that are followed."""
+        table = self._tables[name]
+        has, followed = cut_offsets(table.snapshot, table.tail.position), self.followed()
+        return all(has.next_offset(p) >= until for p, until in wanted.items() if p.topic_id in followed)
+
     def tail_rows(self) -> dict[str, int]:
         """Rows held beyond the snapshot, by dataset; where a segment is beyond it in part, by its offsets at most."""
         return {

@@ -384,3 +384,46 @@ def test_a_cut_of_a_server_that_is_further_waits_and_a_foreign_one_does_not(
             rows_at(lake, TableCut(None, gone))
     finally:
         lake.stop()
+
+
+def test_an_instant_that_is_about_to_come_is_waited_for(kafka: KafkaSettings, lake_settings: LakeSettings) -> None:
+    """As one that another server has given out, or the newest commit, of more than was read here."""
+    market = Market(kafka)
+    market.produce(8)
+    settings = SETTINGS.model_copy(update={"as_of_wait_ms": 60_000})
+    lake = Lake(kafka, lake_settings, settings, datasets=(TRADES,))
+    lake.start()
+    try:
+        _, cut = ask(lake, "SELECT 1")
+        here = cut.tables["market.trades"].offsets
+        further = TableCut(None, PartitionOffsets({partition: until + 1 for partition, until in here.items()}))
+        found: list[TableCut] = []
+
+        def wait() -> None:
+            found.append(lake.table_cut("market.trades", AsOfCut(Cut({"market.trades": further}))))
+
+        waiter = threading.Thread(target=wait, daemon=True)
+        waiter.start()
+        waiter.join(0.3)
+        assert waiter.is_alive()  # nothing came yet
+        market.produce(4)
+        waiter.join(30)
+        assert found == [further]
+        assert len(rows_at(lake, further)) == 12
+    finally:
+        lake.stop()
+
+
+def test_an_instant_that_does_not_come_is_told_after_a_while(kafka: KafkaSettings, lake_settings: LakeSettings) -> None:
+    Market(kafka).produce(8)
+    lake = Lake(kafka, lake_settings, SETTINGS.model_copy(update={"as_of_wait_ms": 50}), datasets=(TRADES,))
+    lake.start()
+    try:
+        _, cut = ask(lake, "SELECT 1")
+        offsets = cut.tables["market.trades"].offsets
+        further = TableCut(None, PartitionOffsets({partition: until + 1 for partition, until in offsets.items()}))
+        assert lake.table_cut("market.trades", AsOfCut(Cut({"market.trades": further}))) == further
+        with pytest.raises(Unavailable, match="try again"):
+            rows_at(lake, further)
+    finally:
+        lake.stop()
