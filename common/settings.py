@@ -312,7 +312,6 @@ class MaintenanceSettings(Settings):
     compact_rows_in_memory_max: int = Field(
         1_000_000, ge=10_000, le=100_000_000, description="rows that compaction holds at once; a trade takes 190 bytes"
     )
-    nice: int = Field(10, ge=0, le=19, description="how far its process stands back where cores are short; 0 = not")
 
 
 class FlightSettings(Settings):

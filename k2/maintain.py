@@ -11,7 +11,6 @@ from prometheus_client import CollectorRegistry
 from common.settings import MaintenanceSettings, RetentionSettings, SinkSettings, TelemetrySettings
 from common.telemetry import configure_logging
 from k2.console import DATA_DIR, prepared_lake, say, start_logging
-from k2.priority import stand_back
 from k2.runner import run_until_stopped, stop_on_signals
 from sink.maintenance.jobs import Report
 from sink.maintenance.worker import MaintenanceWorker
@@ -32,7 +31,6 @@ def maintain(debug: bool, data_dir: Path | None, once: bool, as_json: bool) -> N
         raise click.UsageError("--json goes with --once; what a running worker does is in its log and its metrics")
     settings = MaintenanceSettings.load(), RetentionSettings.load(), SinkSettings.load()
     lake = prepared_lake(data_dir)
-    stand_back(settings[0].nice)
     if not once:
         registry = start_logging("maintenance", debug)
         worker = MaintenanceWorker(lake, *settings, registry=registry)
