@@ -203,16 +203,20 @@ class _Run:
         while time.monotonic() < begin_s + self._seconds:
             time.sleep(1.0)
             self._restart_the_ended()
+            is_due = bool(every_s) and next_s <= time.monotonic() < begin_s + self._seconds - BROKER_AWAY_S
             # Not at the beginning: behind the broker's first absence there is ops.shed, which has a worker in the sink.
-            if not self._before and time.monotonic() > begin_s + self._seconds * WARM_UP:
+            # And long after the last absence, when all are connected again.
+            is_warm = time.monotonic() > begin_s + self._seconds * WARM_UP
+            if is_warm and not self._before and (is_due or not every_s):
                 self._before = self._held()
-            if every_s and time.monotonic() >= next_s and time.monotonic() < begin_s + self._seconds - BROKER_AWAY_S:
+            if is_due:
                 self._kafka.kill()
                 time.sleep(BROKER_AWAY_S)
                 self._kafka.start()
                 kills += 1
                 next_s += every_s
                 say(f"{time.monotonic() - begin_s:5.0f} s: the broker was away; {self._figures()}")
+        self._before = self._before or self._held()
         return kills
 
     def _restart_the_ended(self) -> None:
