@@ -302,7 +302,7 @@ def wrong_counts(
 def more_held(before: Held, after: Held) -> list[str]:
     """What a process holds more of than it may. Pure."""
     pairs = zip(asdict(before).items(), asdict(after).values(), asdict(_MORE).values(), strict=True)
-    return [f"has {new} {what}, {old} at first" for (what, old), new, more in pairs if new > old + more]
+    return [f"has {new} {what}, {old} when it was warm" for (what, old), new, more in pairs if new > old + more]
 
 
 def _as_json(outcome: Outcome) -> dict[str, Any]:

@@ -66,8 +66,8 @@ def test_a_process_that_holds_more_than_a_pool_of_threads_more_is_found() -> Non
     before = Held(files=20, threads=10, sockets=5)
     assert more_held(before, Held(files=26, threads=18, sockets=8)) == []
     assert more_held(before, Held(files=27, threads=10, sockets=9)) == [
-        "has 27 files, 20 at first",
-        "has 9 sockets, 5 at first",
+        "has 27 files, 20 when it was warm",
+        "has 9 sockets, 5 when it was warm",
     ]
 
 
