@@ -1,8 +1,9 @@
 """Schemas by id: Confluent's registry when a URL is set, else the embedded one, which keeps them in the log itself.
 
 Guarantee, with either: a schema is registered only if it may follow every one that its subject has, and the packaged
-one of its dataset (common/schemas/compatibility.py). So no producer starts whose records could not be read with those
-that are in the log, or would not fit their table.
+one of its dataset, and if its columns are no other columns than those of the dataset's other subjects
+(common/schemas/compatibility.py). So no producer starts whose records could not be read with those that are in the log,
+or would not fit their table, which several topics may fill.
 """
 
 from __future__ import annotations
@@ -13,14 +14,15 @@ import threading
 import time
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, Protocol
 
 from common.clock import Clock, SystemClock
-from common.datasets import DATASETS, dataset_of_topic
+from common.datasets import DATASETS, Dataset, dataset_of_topic
 from common.errors import BrokerError, IncompatibleSchema, K2Error
 from common.log import KafkaLog, KafkaLogReader
 from common.schemas.arrow import avro_schema_text
-from common.schemas.compatibility import faults
+from common.schemas.compatibility import clashes, faults
 from common.settings import KafkaSettings
 
 #: Where the embedded registry's schemas are: a record for each, which is never deleted.
@@ -69,7 +71,7 @@ class EmbeddedRegistry:
 
     def register_all(self, schema_texts: Mapping[str, str]) -> dict[str, int]:
         for subject, text in schema_texts.items():
-            check_follows(subject, text, self._versions.get(subject, ()))
+            self._check(subject, text)
             self._keep(subject, text)
         return {subject: schema_id(text) for subject, text in schema_texts.items()}
 
@@ -78,6 +80,14 @@ class EmbeddedRegistry:
             return self._texts[schema_id]
         except KeyError:
             raise UnknownSchema(f"schema id {schema_id} is not one of the embedded registry's") from None
+
+    def _check(self, subject: str, text: str) -> None:
+        """Raises IncompatibleSchema."""
+        check_follows(subject, text, self._versions.get(subject, ()), self._beside(subject))
+
+    def _beside(self, subject: str) -> dict[str, list[str]]:
+        """The dataset's other subjects with their schemas."""
+        return {other: texts for other, texts in self._versions.items() if _are_beside(subject, other)}
 
     def _keep(self, subject: str, text: str) -> None:
         self._texts[schema_id(text)] = text
@@ -110,12 +120,12 @@ class KafkaRegistry(EmbeddedRegistry):
                 self._read()
             fresh = self._unregistered(schema_texts)
             for subject, text in fresh.items():
-                check_follows(subject, text, self._versions.get(subject, ()))
+                self._check(subject, text)
             self._write(fresh)
             with self._reading:
                 self._read()
         for subject, text in self._unregistered(fresh).items():
-            check_follows(subject, text, self._versions.get(subject, ()))
+            self._check(subject, text)
             raise BrokerError(
                 f"the schema of {subject} was written to the topic {SCHEMAS_TOPIC} at {self._kafka.bootstrap_servers} "
                 "and is not there; check the broker and start again"
@@ -158,7 +168,7 @@ class KafkaRegistry(EmbeddedRegistry):
         try:
             record = json.loads(value)
             subject, text = str(record["subject"]), str(record["schema"])
-            if not any(faults(json.loads(text), json.loads(other)) for other in self._versions.get(subject, ())):
+            if _fault(json.loads(text), self._versions.get(subject, ()), self._beside(subject)) is None:
                 self._keep(subject, text)
         except (ValueError, KeyError, TypeError):
             return  # not a schema: it counts for nobody
@@ -180,8 +190,10 @@ class KafkaRegistry(EmbeddedRegistry):
             producer = Producer(self._kafka.client_config() | config)
             for subject, text in schema_texts.items():
                 value = json.dumps({"subject": subject, "schema": text}).encode()
-                # The key keeps a subject's schemas in one partition, and so in one order.
-                producer.produce(SCHEMAS_TOPIC, value, subject, on_delivery=delivered)
+                # The key keeps a dataset's schemas in one partition, and so in one order.
+                dataset = _dataset_of(subject)
+                key = subject if dataset is None else dataset.name
+                producer.produce(SCHEMAS_TOPIC, value, key, on_delivery=delivered)
             left = producer.flush(timeout_s)
         except KafkaException as error:
             failed, left = [error.args[0].str()], 0
@@ -205,7 +217,9 @@ class ConfluentRegistry:
         from confluent_kafka.schema_registry import Schema
 
         try:
-            check_follows(subject, schema_text, self._versions(subject))
+            versions = self._versions(subject)
+            if schema_text not in versions:
+                check_follows(subject, schema_text, versions, self._beside(subject))
             return int(self._client.register_schema(subject, Schema(schema_text, schema_type="AVRO")))
         except K2Error:
             raise
@@ -232,6 +246,12 @@ class ConfluentRegistry:
             raise UnknownSchema(f"schema id {schema_id} has no text at the registry {self._url}")
         return str(text)
 
+    def _beside(self, subject: str) -> dict[str, list[str]]:
+        """The dataset's other subjects with their schemas."""
+        return {
+            other: self._versions(other) for other in self._client.get_subjects() if _are_beside(subject, str(other))
+        }
+
     def _versions(self, subject: str) -> list[str]:
         """The texts of all versions of the subject; those deleted are not asked for."""
         try:
@@ -253,24 +273,58 @@ def schema_id(schema_text: str) -> int:
     return zlib.crc32(schema_text.encode()) & 0x7FFF_FFFF
 
 
-def check_follows(subject: str, schema_text: str, versions: Sequence[str]) -> None:
-    """Raises IncompatibleSchema unless the schema may follow all of these, and the packaged one of its dataset.
+def check_follows(
+    subject: str, schema_text: str, versions: Sequence[str], beside: Mapping[str, Sequence[str]] = MappingProxyType({})
+) -> None:
+    """Raises IncompatibleSchema unless the schema may follow all of these, and the packaged one of its dataset, and
+    stand beside those of the dataset's other subjects.
 
     One that the subject has already is as good as it was when it was registered.
     """
     if schema_text in versions:
         return
     newer = json.loads(schema_text)
-    dataset = dataset_of_topic(subject.removesuffix(_SUBJECT_SUFFIX))
-    packaged = [] if dataset is None else [("the packaged one", avro_schema_text(dataset.schema_name))]
-    for which, older_text in [*((f"its version {n}", text) for n, text in enumerate(versions, 1)), *packaged]:
-        older = json.loads(older_text)
-        if older != newer and (found := faults(newer, older)):
-            raise IncompatibleSchema(
-                f"the schema of {subject} may not follow {which}: {found[0]}"
-                + (f" (and {len(found) - 1} more)" if len(found) > 1 else "")
-                + "; add optional fields with a default and new field-ids, and change nothing else"
-            )
+    dataset = _dataset_of(subject)
+    found = _fault(newer, versions, beside)
+    if (
+        found is None
+        and dataset is not None
+        and (packaged := json.loads(avro_schema_text(dataset.schema_name))) != newer
+    ):
+        wrong = faults(newer, packaged)
+        found = ("may not follow the packaged one", wrong) if wrong else None
+    if found is not None:
+        what, wrong = found
+        raise IncompatibleSchema(
+            f"the schema of {subject} {what}: {wrong[0]}"
+            + (f" (and {len(wrong) - 1} more)" if len(wrong) > 1 else "")
+            + "; add optional fields with a default and new field-ids, and change nothing else"
+        )
+
+
+def _fault(
+    newer: Mapping[str, Any], versions: Sequence[str], beside: Mapping[str, Sequence[str]]
+) -> tuple[str, list[str]] | None:
+    """What the schema may not do, and why not in several sentences; None when nothing is wrong."""
+    for number, text in enumerate(versions, 1):
+        older = json.loads(text)
+        if older != newer and (wrong := faults(newer, older)):
+            return f"may not follow its version {number}", wrong
+    for other, texts in beside.items():
+        for text in texts:
+            if wrong := clashes(newer, json.loads(text)):
+                return f"does not go with that of {other}, which has the same table", wrong
+    return None
+
+
+def _dataset_of(subject: str) -> Dataset | None:
+    return dataset_of_topic(subject.removesuffix(_SUBJECT_SUFFIX))
+
+
+def _are_beside(subject: str, other: str) -> bool:
+    """True for two subjects of one dataset."""
+    dataset = _dataset_of(subject)
+    return subject != other and dataset is not None and _dataset_of(other) is dataset
 
 
 def _packaged() -> dict[str, str]:

@@ -26,6 +26,24 @@ def faults(newer: Mapping[str, Any], older: Mapping[str, Any]) -> list[str]:
     return unreadable(newer, older) or list(_unfillable(newer, older))
 
 
+def clashes(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
+    """Why columns of one table cannot hold what is written with either, where neither follows the other; empty when
+    they can. Both are record schemas as parsed JSON; the words are about `one`."""
+    others = {field["name"]: field for field in other["fields"]}
+    owners = {field.get("field-id"): field["name"] for field in other["fields"]}
+    found = []
+    for field in one["fields"]:
+        name, field_id = field["name"], field.get("field-id")
+        its = others.get(name)
+        if its is not None and its.get("field-id") != field_id:
+            found.append(f"the field {name!r} has the field-id {field_id}, and {its.get('field-id')} there")
+        elif its is not None and _column(its["type"]) != _column(field["type"]):
+            found.append(f"the field {name!r} is {_told(field['type'])}, and {_told(its['type'])} there")
+        elif its is None and field_id in owners:
+            found.append(f"the field {name!r} has the field-id {field_id} of {owners[field_id]!r} there")
+    return found
+
+
 def unreadable(reader: Any, writer: Any) -> list[str]:
     """Why what was written with `writer` cannot be read with `reader`, by Avro's rules; empty when it can."""
     return list(_unreadable("", reader, writer, _names(reader, {}), _names(writer, {})))

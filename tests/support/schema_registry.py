@@ -15,7 +15,7 @@ JSON = "application/vnd.schemaregistry.v1+json"
 
 
 class _Registry(BaseHTTPRequestHandler):
-    """POST /subjects/S/versions, GET /subjects/S/versions[/N], GET /schemas/ids/N."""
+    """POST /subjects/S/versions, GET /subjects, GET /subjects/S/versions[/N], GET /schemas/ids/N."""
 
     schemas: dict[int, str]
     subjects: dict[str, list[int]]
@@ -41,6 +41,8 @@ class _Registry(BaseHTTPRequestHandler):
                 self._answer(200, {"schema": self.schemas[int(number)]})
             case ["schemas", "ids", _]:
                 self._answer(404, {"error_code": 40403, "message": "Schema not found"})
+            case ["subjects"]:
+                self._answer(200, list(self.subjects))
             case ["subjects", subject, "versions"] if subject in self.subjects:
                 self._answer(200, list(range(1, len(self.subjects[subject]) + 1)))
             case ["subjects", subject, "versions", version] if subject in self.subjects:

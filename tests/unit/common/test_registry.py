@@ -58,6 +58,21 @@ def test_a_schema_that_may_not_follow_is_refused_with_its_field() -> None:
         registry.schema_text(schema_id(OTHER_2_1))
 
 
+def test_the_topics_of_one_table_agree_on_its_columns() -> None:
+    """Else the records of one of them would have no column, or that of another field."""
+    registry = EmbeddedRegistry()
+    registry.register(_subject("one"), trade_2_1())
+    with pytest.raises(IncompatibleSchema, match="'block_id' is null or long, and null or string there"):
+        registry.register(_subject("other"), OTHER_2_1)
+    with pytest.raises(IncompatibleSchema, match="'auction' has the field-id 40 of 'block_id' there"):
+        registry.register(_subject("other"), trade_2_1(name="auction"))
+    with pytest.raises(IncompatibleSchema, match="'block_id' has the field-id 41, and 40 there"):
+        registry.register(_subject("other"), trade_2_1(**{"field-id": 41}))
+    assert registry.register(_subject("other"), TRADE) == schema_id(TRADE), "it need not have them all"
+    assert registry.register(_subject("other"), trade_2_1(doc="In other words.")), "and the same is the same"
+    assert registry.register("somebody.elses-value", OTHER_2_1), "which is of no table of ours"
+
+
 # --- at a broker ------------------------------------------------------------------------------------------------------
 
 
@@ -78,7 +93,8 @@ def test_what_one_process_registers_all_know(kafka: KafkaSettings) -> None:
     assert other.register(_subject("one"), TRADE) == schema_id(TRADE), "an older producer goes on"
     with pytest.raises(IncompatibleSchema, match="'block_id'"):
         open_registry(kafka).register(_subject("one"), OTHER_2_1)
-    assert open_registry(kafka).register(_subject("other"), OTHER_2_1), "another subject has its own versions"
+    with pytest.raises(IncompatibleSchema, match=rf"does not go with that of {_subject('one')}"):
+        open_registry(kafka).register(_subject("other"), OTHER_2_1)
 
 
 def test_of_two_that_do_not_go_together_all_take_the_first(kafka: KafkaSettings) -> None:
@@ -194,6 +210,13 @@ def test_confluents_registry_is_asked_for_all_versions_before_another_is_registe
         ConfluentRegistry(url).register(SUBJECT, OTHER_2_1)
     with pytest.raises(UnknownSchema):
         ConfluentRegistry(url).schema_text(3)
+
+
+def test_confluents_registry_is_asked_for_the_topics_of_the_same_table(url: str) -> None:
+    ConfluentRegistry(url).register_all({SUBJECT: trade_2_1(), "somebody.elses-value": OTHER_2_1})
+    with pytest.raises(IncompatibleSchema, match=f"does not go with that of {SUBJECT}"):
+        ConfluentRegistry(url).register(_subject("other"), OTHER_2_1)
+    assert ConfluentRegistry(url).register(_subject("other"), TRADE)
 
 
 def test_a_refusal_of_confluents_registry_itself_is_said() -> None:
