@@ -24,9 +24,10 @@ from common.errors import (
 )
 from flight_server.engine.changes import DEFINING, Change, Verb
 from flight_server.engine.control import Kill, SetOptions, TransactionVerb
-from flight_server.engine.engine import Engine, Request, bound_rows, values_of
+from flight_server.engine.engine import Engine
 from flight_server.engine.errors import translated
 from flight_server.engine.parameter_types import parameter_types
+from flight_server.engine.requests import Request, bound_rows, values_of
 from flight_server.engine.seam import Lake
 from flight_server.engine.session_options import CATALOG, MARKET, RESEARCH, OptionError, OptionValue, SessionOptions
 from flight_server.engine.sessions import Caller, Session, Sessions, Transaction
@@ -88,7 +89,7 @@ class Writing:
 
     def run(self, request: Request, caller: Caller, is_abandoned: Callable[[], bool] | None = None) -> int:
         """Run a statement that is no query, once per row of its parameters; the number of rows that it changed."""
-        statement = self._engine.statement(request.sql)
+        statement = self._engine.plans.statement(request.sql)
         detail = statement.detail
         if isinstance(detail, Change):
             return self._change(statement, detail, request, caller, is_abandoned)
@@ -106,12 +107,12 @@ class Writing:
 
     def parameter_schema(self, sql: str, caller: Caller, transaction_id: bytes | None) -> pa.Schema:
         """The parameters of a change, typed by the columns that they meet, as far as that can be told."""
-        statement = self._engine.statement(sql)
+        statement = self._engine.plans.statement(sql)
         if not statement.parameters or not isinstance(statement.detail, Change):
             return pa.schema([])
         columns = self._columns(statement.detail, caller, transaction_id)
         types = parameter_types(statement.query, statement.detail, columns)
-        return self._engine.planner().parameter_schema(statement, types)
+        return self._engine.plans.planner().parameter_schema(statement, types)
 
     def _change(
         self,
@@ -130,10 +131,10 @@ class Writing:
         ops: Mapping[str, pa.Table] = {}
         if runs:
             is_view = change.verb is Verb.CREATE_VIEW
-            statement, source, ops = self._engine.change(
+            statement, source, ops = self._engine.plans.change(
                 statement, change.body, runs[0], caller, session, runs=len(runs), is_view=is_view
             )
-        place = self._engine.home_place(session, commits=True, defines=change.verb in DEFINING, tables=ops)
+        place = self._engine.plans.home_place(session, commits=True, defines=change.verb in DEFINING, tables=ops)
         running = self._engine.run(statement, runs, None, place, caller, is_abandoned=is_abandoned, source=source)
         changed = 0
         for batch in running:
@@ -200,7 +201,7 @@ class Writing:
             self._drop_research(name, change.if_exists, session)
             return 0
         if change.verb is Verb.CREATE_TABLE and change.body is None:
-            schema, types = self._engine.planner().shape_of(change.definition or "")
+            schema, types = self._engine.plans.planner().shape_of(change.definition or "")
             return self._land(name, _created(change), schema, iter(()), caller, session, types)
         if change.verb is Verb.CREATE_TABLE:
             if change.definition is not None:
@@ -376,7 +377,7 @@ class Writing:
             text = f"INSERT INTO temp.main.{name} BY NAME SELECT * FROM {_INGEST}"
         else:
             text = f"CREATE OR REPLACE TEMP TABLE {name} AS SELECT * FROM {_INGEST}"
-        place = self._engine.home_place(session, commits=True, defines=True, tables={_INGEST: _aligned(rows)})
+        place = self._engine.plans.home_place(session, commits=True, defines=True, tables={_INGEST: _aligned(rows)})
         statement = Statement(text, text, StatementKind.CHANGE, (), True)
         changed = 0
         for batch in self._engine.run(statement, [()], None, place, caller, is_abandoned=is_abandoned):

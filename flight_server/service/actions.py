@@ -66,8 +66,8 @@ class Actions:
 
     def _create(self, request: sql.ActionCreatePreparedStatementRequest, call: Call) -> Answers:
         caller, transaction_id = call.caller, transaction_of(request)
-        info = self._engine.describe(request.query, caller, transaction_id)
-        session = self._engine.session_of(caller, transaction_id)
+        info = self._engine.plans.describe(request.query, caller, transaction_id)
+        session = self._engine.plans.session(caller, transaction_id)
         statement = PreparedStatement(
             request.query,
             caller.principal,
@@ -167,7 +167,7 @@ class Actions:
         return [answer.SerializeToString()]
 
     def _close_session(self, request: messages.CloseSessionRequest, call: Call) -> Answers:
-        session = self._engine.session_of(call.caller, None)
+        session = self._engine.plans.session(call.caller, None)
         self._prepared.close_session(session.id if session else call.caller.session_id, call.caller.principal)
         self._writing.close_session(call.caller)
         return [messages.CloseSessionResult(status=messages.CloseSessionResult.CLOSED).SerializeToString()]

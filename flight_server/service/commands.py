@@ -17,7 +17,8 @@ from pyarrow import flight
 from common.clock import Clock
 from common.errors import InvalidStatement, Unavailable, Unsupported
 from common.settings import FlightSettings
-from flight_server.engine.engine import COUNT_SCHEMA, Engine, Request
+from flight_server.engine.engine import Engine
+from flight_server.engine.requests import COUNT_SCHEMA, Request
 from flight_server.engine.results import ReadyResult
 from flight_server.engine.running import RunningStatement
 from flight_server.engine.sessions import Caller
@@ -126,14 +127,14 @@ class Statements:
 
     def run(self, request: Request, call: Call) -> RunningStatement | ReadyResult | Subscription:
         """What a ticket, or a prepared statement, gives: the rows of a query, or rows as they arrive."""
-        if self.engine.statement(request.sql).kind is StatementKind.SUBSCRIBE:
+        if self.engine.plans.statement(request.sql).kind is StatementKind.SUBSCRIBE:
             return self.engine.follow(request, call.caller, is_gone=call.is_gone)
         return self.engine.execute(request, call.caller, is_abandoned=call.is_gone)
 
     def announce(self, request: Request, call: Call) -> Answer:
         caller = call.caller
         expires_us = self.expiry_us()
-        if not self.engine.statement(request.sql).is_query:
+        if not self.engine.plans.statement(request.sql).is_query:
             count = self.writing.run(request, caller, call.is_gone)
             result = pa.RecordBatch.from_pydict({"Count": [count]}, schema=COUNT_SCHEMA)
             handle = StatementHandle(
@@ -170,7 +171,7 @@ class StatementHandler:
 
     def schema(self, command: sql.CommandStatementQuery, call: Call) -> pa.Schema:
         request = Request(command.query, transaction_id=transaction_of(command))
-        return self._statements.engine.result_schema(request, call.caller)
+        return self._statements.engine.plans.result_schema(request, call.caller)
 
     def announce(self, command: sql.CommandStatementQuery, call: Call) -> Answer:
         return self._statements.announce(Request(command.query, transaction_id=transaction_of(command)), call)
@@ -219,7 +220,7 @@ class PreparedHandler:
         return Request(statement.query, statement.parameters, transaction_id=transaction_id)
 
     def schema(self, command: sql.CommandPreparedStatementQuery, call: Call) -> pa.Schema:
-        return self._statements.engine.result_schema(self._request(command, call), call.caller)
+        return self._statements.engine.plans.result_schema(self._request(command, call), call.caller)
 
     def announce(self, command: sql.CommandPreparedStatementQuery, call: Call) -> Answer:
         return self._statements.announce(self._request(command, call), call)
@@ -265,7 +266,7 @@ def query_handlers(
         ),
         sql.CommandGetSqlInfo: CatalogHandler(
             lambda command: SQL_INFO,
-            lambda command, caller: sql_info(command, server_info.answers(engine.dialect, settings)),
+            lambda command, caller: sql_info(command, server_info.answers(engine.plans.dialect, settings)),
         ),
     }
 

@@ -9,7 +9,7 @@ import pyarrow as pa
 from pyarrow import flight
 
 from common.errors import InvalidStatement, LimitExceeded, StatementCancelled, Unsupported
-from flight_server.engine.engine import Request
+from flight_server.engine.requests import Request
 from flight_server.engine.shapes import empty_batch
 from flight_server.engine.writing import IfThere, Ingest
 from flight_server.protocol import FlightSql_pb2 as sql
@@ -67,7 +67,7 @@ class Puts:
         statement = self._prepared.get(handle, call.caller.principal)
         parameters = pa.Table.from_batches(list(_batches(reader, _PARAMETER_BYTES_MAX)), reader.schema)
         batch = _one_batch(parameters)
-        self._engine.check_parameters(statement.query, batch)
+        self._engine.plans.check_parameters(statement.query, batch)
         self._prepared.bind(handle, batch, call.caller.principal)
         return sql.DoPutPreparedStatementResult(prepared_statement_handle=handle)
 
@@ -76,7 +76,7 @@ class Puts:
         statement = self._prepared.get(handle, call.caller.principal)
         transaction_id = self._engine.transaction_now(statement.transaction_id, call.caller)
         parameters = None
-        if self._engine.statement(statement.query).parameters:
+        if self._engine.plans.statement(statement.query).parameters:
             batches = list(_batches(reader, None))
             parameters = _one_batch(pa.Table.from_batches(batches, reader.schema)) if batches else statement.parameters
         request = Request(statement.query, parameters, transaction_id=transaction_id)

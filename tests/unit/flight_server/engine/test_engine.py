@@ -29,8 +29,9 @@ from common.errors import (
     Unsupported,
 )
 from common.settings import FlightSettings
-from flight_server.engine.engine import Engine, Request
+from flight_server.engine.engine import Engine
 from flight_server.engine.read_ahead import ReadAhead
+from flight_server.engine.requests import Request
 from flight_server.engine.running import RunningStatement
 from tests.support.fake_lake import FakeLake, trades
 
@@ -106,7 +107,7 @@ SAME_SCHEMA = [
 
 @pytest.mark.parametrize("sql", SAME_SCHEMA)
 def test_what_is_promised_is_what_comes(shared: Started, sql: str) -> None:
-    promised = shared.engine.describe(sql).result_schema
+    promised = shared.engine.plans.describe(sql).result_schema
     running = shared.engine.execute(Request(sql))
     assert running.schema.equals(promised, check_metadata=True)
     for batch in ReadAhead(running):
@@ -468,7 +469,7 @@ def test_a_wrong_number_of_parameters(shared: Started, sql: str, columns: int, s
     ],
 )
 def test_types_of_parameters_are_found(shared: Started, sql: str, types: list[str]) -> None:
-    assert [str(kind) for kind in shared.engine.describe(sql).parameter_schema.types] == types
+    assert [str(kind) for kind in shared.engine.plans.describe(sql).parameter_schema.types] == types
 
 
 @pytest.mark.parametrize(
@@ -488,7 +489,7 @@ def test_a_number_too_large_for_arrow_is_refused_and_not_made_negative(shared: S
 
 
 def test_columns_tell_what_their_arrow_type_does_not(shared: Started) -> None:
-    schema = shared.engine.describe(
+    schema = shared.engine.plans.describe(
         "select price, 1::hugeint as h, uuid() as u, 'x' as s from market.trades"
     ).result_schema
     prefix = b"ARROW:FLIGHT:SQL:"

@@ -14,9 +14,10 @@ from common.clock import ManualClock
 from common.errors import InvalidStatement, K2Error, SnapshotNotFound, Unsupported
 from common.settings import FlightSettings
 from flight_server.access.principal import Principal
-from flight_server.engine.engine import Engine, Request
+from flight_server.engine.engine import Engine
 from flight_server.engine.market.registry import FUNCTIONS
 from flight_server.engine.read_ahead import ReadAhead
+from flight_server.engine.requests import Request
 from flight_server.engine.sessions import Caller
 from flight_server.engine.writing import Writing
 from flight_server.storage.macros import MACROS
@@ -39,7 +40,7 @@ class Started:
 
     def ask(self, sql: str, parameters: pa.RecordBatch | None = None, caller: Caller | None = None) -> list[Any]:
         """The rows; what is promised must be what comes."""
-        promised = self.engine.result_schema(Request(sql, parameters), caller)
+        promised = self.engine.plans.result_schema(Request(sql, parameters), caller)
         running = self.engine.execute(Request(sql, parameters), caller)
         assert running.schema.equals(promised, check_metadata=True)
         rows: list[Any] = pa.Table.from_batches(list(ReadAhead(running)), running.schema).to_pylist()
@@ -85,14 +86,14 @@ def test_arguments_may_be_parameters(started: Started, sql: str, values: list[An
     columns = [pa.array([value]) for value in values]
     bound = pa.RecordBatch.from_arrays(columns, names=[str(n) for n in range(len(values))])
     assert started.ask(sql, bound) == started.ask(f"FROM {OHLCV}")
-    described = started.engine.describe(sql)
+    described = started.engine.plans.describe(sql)
     assert len(described.parameter_schema) == 4
-    assert described.result_schema == started.engine.describe(f"FROM {OHLCV}").result_schema
+    assert described.result_schema == started.engine.plans.describe(f"FROM {OHLCV}").result_schema
 
 
 def test_parameters_have_types_and_come_once(started: Started) -> None:
     sql = "FROM ohlcv(?, ?, NULL, ?)"
-    assert [str(kind) for kind in started.engine.describe(sql).parameter_schema.types] == [
+    assert [str(kind) for kind in started.engine.plans.describe(sql).parameter_schema.types] == [
         *("string", "timestamp[ms, tz=UTC]", "string"),
     ]
     twice = pa.RecordBatch.from_pydict({"1": ["BTCUSDT"] * 2, "2": [BEGIN] * 2, "3": ["1m"] * 2})
@@ -130,13 +131,13 @@ WRONG = [
 @pytest.mark.parametrize(("arguments", "says"), WRONG)
 def test_what_is_wrong_is_said_in_one_sentence(started: Started, arguments: str, says: str) -> None:
     with pytest.raises(InvalidStatement, match=f"^{says}") as raised:
-        started.engine.describe(f"SELECT * FROM ohlcv({arguments})")
+        started.engine.plans.describe(f"SELECT * FROM ohlcv({arguments})")
     assert "\n" not in str(raised.value)
 
 
 def test_an_error_behind_the_call_shows_no_text_that_was_never_sent(started: Started) -> None:
     with pytest.raises(InvalidStatement) as raised:
-        started.engine.describe(f"SELECT opne FROM {OHLCV}")
+        started.engine.plans.describe(f"SELECT opne FROM {OHLCV}")
     first, second = str(raised.value).splitlines()
     assert first == 'Binder Error: Referenced column "opne" not found in FROM clause!'
     assert second.startswith("Candidate bindings: ") and '"open"' in second
@@ -201,7 +202,7 @@ def test_it_is_explained_described_and_summarized(started: Started) -> None:
 
 def test_it_is_no_subscription(started: Started) -> None:
     with pytest.raises(InvalidStatement, match=r"^ohlcv\(\.\.\.\) cannot be answered row by row as rows arrive"):
-        started.engine.describe(f"SUBSCRIBE (SELECT * FROM {OHLCV})")
+        started.engine.plans.describe(f"SUBSCRIBE (SELECT * FROM {OHLCV})")
 
 
 def test_a_result_is_kept_as_that_of_a_query_is_and_what_is_computed_anew_is_not(started: Started) -> None:

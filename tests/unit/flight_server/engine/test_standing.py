@@ -10,7 +10,8 @@ from prometheus_client import CollectorRegistry
 from common.clock import ManualClock
 from common.errors import TailGap
 from common.settings import FlightSettings
-from flight_server.engine.engine import Engine, Request
+from flight_server.engine.engine import Engine
+from flight_server.engine.requests import Request
 from flight_server.engine.sessions import Caller
 from tests.support.fake_lake import FakeLake, trades
 
