@@ -108,7 +108,8 @@ def _run(parts: Parts, seconds: float, kill_every_s: float) -> Outcome:
     kills = dict.fromkeys(VICTIMS, 0)
     faults: list[str] = []
     sweeper = Sweeper(parts.lake.data_dir)
-    for thread in (asker, sampler, sweeper):
+    asker.start()
+    for thread in (sampler, sweeper):
         thread.daemon = True  # a run that fails ends all the same
         thread.start()
     begin_s = time.monotonic()

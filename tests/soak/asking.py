@@ -1,11 +1,17 @@
-"""Point queries through ADBC all the time, their times kept; whoever is not there to answer is asked again."""
+"""Point queries through ADBC all the time, their times kept; whoever is not there to answer is asked again.
+
+They are asked by a process of their own: in the one that takes samples of the lake each sample holds the interpreter,
+and the slowest hundredth of the answers would be those that came meanwhile.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import multiprocessing
 import random
-import threading
 import time
 from dataclasses import dataclass, field
+from multiprocessing.connection import Connection as Pipe
 
 import numpy as np
 
@@ -55,22 +61,50 @@ class Answers:
         return found
 
 
-class Asker(threading.Thread):
-    """One client. A trade that was there once must be there, once, in each later answer."""
+class Asker:
+    """A process with one client, from `start` to `end`. It also ends when whoever started it is gone."""
 
     def __init__(self, uri: str, seed: int) -> None:
-        super().__init__(name="asker")
+        context = multiprocessing.get_context("spawn")
+        self._pipe, theirs = context.Pipe()
+        self._process = context.Process(
+            target=_ask_until_ended, args=(uri, seed, time.monotonic(), theirs), name="asker", daemon=True
+        )
+        self._theirs = theirs
+
+    def start(self) -> None:
+        self._process.start()
+        self._theirs.close()
+
+    def end(self) -> Answers:
+        """Raises EOFError when the process died."""
+        self._pipe.send(None)
+        answers: Answers = self._pipe.recv()
+        self._process.join()
+        return answers
+
+
+def _ask_until_ended(uri: str, seed: int, begin_s: float, pipe: Pipe) -> None:
+    client = _Client(uri, seed, begin_s)
+    client.run(pipe)
+    with contextlib.suppress(OSError):  # nobody is there to be told
+        pipe.send(client.answers)
+
+
+class _Client:
+    """A trade that was there once must be there, once, in each later answer."""
+
+    def __init__(self, uri: str, seed: int, begin_s: float) -> None:
         self._uri = uri
         self._random = random.Random(seed)
-        self._ended = threading.Event()
-        self._begin_s = time.monotonic()
+        self._begin_s = begin_s
         self._newest: dict[str, int] = {}
         self.answers = Answers()
 
-    def run(self) -> None:
+    def run(self, ended: Pipe) -> None:
         connection: Connection | None = None
         next_newest_s = 0.0
-        while not self._ended.wait(_PAUSE_S):
+        while not ended.poll(_PAUSE_S):
             try:
                 connection = connection or clients.connect(self._uri, connect_timeout_s=1.0)
                 if time.monotonic() >= next_newest_s:
@@ -85,11 +119,6 @@ class Asker(threading.Thread):
                 connection = None
         if connection is not None:
             connection.close()
-
-    def end(self) -> Answers:
-        self._ended.set()
-        self.join()
-        return self.answers
 
     def _ask_for_newest(self, connection: Connection) -> None:
         rows = connection.arrow(_NEWEST).to_pylist()
