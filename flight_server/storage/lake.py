@@ -131,7 +131,7 @@ class Lake:
         """Open a read-only transaction on the cursor and fix its instant: what it sees. Raises Unavailable."""
         if self._publisher is None:
             raise Unavailable("the server is not running; connect again later")
-        return self._publisher.begin(cursor)
+        return self._publisher.published.begin(cursor)
 
     def check_ready(self) -> None:
         """Raises Unavailable or TailGap when `market.*` cannot be answered exactly now."""
@@ -230,14 +230,14 @@ class Lake:
             # Bars do not say which trades are in them: at an earlier instant they are made of the trades of then.
             trades = self.select_at(cursor, log_table(table), wanted, bars.on_trades(name, conditions))
             return bars.computed(name, trades)
-        now = self._publisher.cut(cursor).tables.get(table)
+        now = self._publisher.published.cut(cursor).tables.get(table)
         if now is None:
             raise Unavailable(f"the table {table} has just been made; begin a new transaction")
         condition = condition_at(table, wanted, now, self._publisher.followed())
         dataset = next(dataset for dataset in self._datasets if dataset.table == table)
         self._histories.check_complete(dataset, wanted, now.snapshot_id)
         cut = CutOff(wanted.offsets, condition)
-        chosen = self._publisher.select_where(self._publisher.seen(cursor), table, conditions, cut)
+        chosen = self._publisher.published.select_where(self._publisher.published.seen(cursor), table, conditions, cut)
         return chosen or f"SELECT * FROM {relation} WHERE {condition}"
 
     def changes(self, cursor: Any, table: str, low: TableCut | None, high: TableCut | None) -> str:
@@ -247,10 +247,10 @@ class Lake:
         """
         self.check_ready()
         assert self._publisher is not None
-        select = self._publisher.changes(cursor, table, low, high)
+        select = self._publisher.published.changes(cursor, table, low, high)
         if high is not None:
             dataset = next(dataset for dataset in self._datasets if dataset.table == table)
-            now = self._publisher.cut(cursor).tables[table]
+            now = self._publisher.published.cut(cursor).tables[table]
             self._histories.check_complete(dataset, high, now.snapshot_id)
         return select
 
@@ -258,7 +258,7 @@ class Lake:
         """What a reader that goes along with a table reads next; see Publisher.stretch."""
         self.check_ready()
         assert self._publisher is not None
-        found = self._publisher.stretch(cursor, table, choose)
+        found = self._publisher.published.stretch(cursor, table, choose)
         # Asked again: what became inexact before the transaction's instant was fixed is seen by it.
         self.check_ready()
         return found
@@ -276,11 +276,13 @@ class Lake:
 
     def select_where(self, seen: Seen, table: str, conditions: Sequence[Condition]) -> str | None:
         """All rows of a table of `market` that meet the conditions, and others; see Publisher.select_where."""
-        return None if self._publisher is None else self._publisher.select_where(seen, table, conditions)
+        return None if self._publisher is None else self._publisher.published.select_where(seen, table, conditions)
 
     def parts(self, cursor: Any, table: str, count: int, *, rows_min: int) -> list[str]:
-        """A large table in parts, each a SELECT, for the cursor's open transaction; see Publisher.parts."""
-        return [] if self._publisher is None else self._publisher.parts(cursor, table, count, rows_min=rows_min)
+        """A large table in parts, each a SELECT, for the cursor's open transaction; see Publications.parts."""
+        return (
+            [] if self._publisher is None else self._publisher.published.parts(cursor, table, count, rows_min=rows_min)
+        )
 
     def tables(self) -> Sequence[TableInfo]:
         """The tables of `market`, those of `ops` that the log feeds, and those of `research` as of their latest
@@ -386,8 +388,8 @@ class Lake:
             tail_rows=publisher.tail_rows(),
             records_refused=publisher.records_refused(),
             snapshot_ids={name: snapshot.snapshot_id for name, snapshot in publisher.snapshots().items()},
-            freshness_ms=_p50_p99_ms(publisher.latencies_us("receive_time")),
-            event_freshness_ms=_p50_p99_ms(publisher.latencies_us("event_time")),
+            freshness_ms=_p50_p99_ms(publisher.latencies.us("receive_time")),
+            event_freshness_ms=_p50_p99_ms(publisher.latencies.us("event_time")),
             rows_published=self._rows_published,
         )
 
@@ -435,7 +437,7 @@ class Lake:
                 self._wake()
             waiting = publisher.gap is not None
             if published:
-                self._metrics.published(publisher.ages)
+                self._metrics.published(publisher.latencies.ages)
             if publisher.gap is None:
                 self._settled.set()
 

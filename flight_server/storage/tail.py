@@ -2,25 +2,22 @@
 
 It is the only writer of `market` and `tail`. `poll` and `adopt` each end in one transaction, so a reader sees the
 log's prefix at one position and the snapshot that goes with it, or the state before. Not thread-safe: one thread
-calls everything but `cut` and the properties.
+calls everything but what others may ask.
 """
 
 from __future__ import annotations
 
 import itertools
-from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
-from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from common.clock import Clock
 from common.codec import Decoder
-from common.datasets import TRADES, Bars, Dataset, log_table
-from common.errors import K2Error, SnapshotExpired, TailGap, Unavailable
+from common.datasets import TRADES, Bars, Dataset
+from common.errors import K2Error, TailGap, Unavailable
 from common.log import LogReader, TopicInfo, joined
 from common.offsets import KafkaPartition, PartitionOffsets, topic_short
 from common.registry import SchemaRegistry
@@ -28,81 +25,35 @@ from common.schemas.arrow import joined_rows, table_schema
 from common.settings import FlightSettings
 from common.telemetry import get_logger
 from flight_server.storage.bars_shown import BarsShown
-from flight_server.storage.between_cuts import Choose, changes_sql, check_range
 from flight_server.storage.database import Database
-from flight_server.storage.file_index import Condition
+from flight_server.storage.latencies import Latencies
+from flight_server.storage.publications import Publications, ShownTable
 from flight_server.storage.read_view import (
-    Cut,
-    CutOff,
-    Seen,
     Segment,
     Snapshot,
-    TableCut,
     Tail,
     check_reach,
-    chosen_sql,
     cut_offsets,
-    is_empty,
-    lean,
     merged_first,
-    parts_sql,
-    readable,
     remembered,
     rows_beyond,
     view_sql,
 )
 
-#: How many of the latest publications' snapshots are remembered for `cut`: at two a second more than an hour, far
-#: beyond the longest statement.
-_GENERATIONS_KEPT = 10_000
-#: How many of them are remembered with the index of their files, and how many files these may have together: an entry
-#: takes some 250 bytes. The newest one always has its index.
-_INDEXES_KEPT, _INDEXED_FILES_MAX = 64, 100_000
-#: More data files than these are left to the table's view, where they are read from Iceberg's manifests.
-_CHOSEN_FILES_MAX = 64
-#: The same in an object store, where the view of a large table fetches metadata and manifest list each time.
-_CHOSEN_FILES_MAX_REMOTE = 1_000
 #: A segment that is as large as this part of the hot window is not filled further, so that it can be forgotten.
 _SEGMENTS_PER_WINDOW = 16
-#: The columns that latencies are measured from.
-_TIMES = ("receive_time", "event_time")
-#: Publications kept for the percentiles shown by `stats`, and rows of each.
-_LATENCIES_KEPT = 200
-_LATENCIES_PER_PUBLICATION = 32
 #: Messages read into one publication at most: twice this, which takes 50 ms.
 _MESSAGES_PER_POLL = 10_000
 
 
 @dataclass
-class _Table:
+class _Table(ShownTable):
     """One dataset as it is published now. `tail.segments[-1]` is the open segment, in the view and taking rows."""
 
-    dataset: Dataset
     decoder: Decoder
-    #: By the columns that a snapshot has beyond the packaged schema: all columns that are shown with it, and their
-    #: types; and by the decoder's: those of rows in memory. Only added to.
-    shapes: dict[tuple[str, ...], dict[str, str]]
     snapshot: Snapshot
     tail: Tail
     records_refused: int = 0
-
-    def columns(self, snapshot: Snapshot) -> Mapping[str, str]:
-        """The columns that are shown with a snapshot that was published, in order, and their types."""
-        return self.shapes[tuple(field.name for field in snapshot.further)]
-
-    def schema(self, snapshot: Snapshot) -> pa.Schema:
-        """The same as Arrow has them."""
-        return pa.schema([*table_schema(self.dataset.schema_name), *snapshot.further])
-
-
-@dataclass(frozen=True)
-class Ages:
-    """How old rows of one publication were, since their `receive_time`: the slowest when they were visible; on the
-    mean when they had been read of the log, and when they were visible."""
-
-    slowest_us: int
-    read_us: float
-    visible_us: float
 
 
 @dataclass(frozen=True)
@@ -144,18 +95,6 @@ class Publisher:
         self._tables: dict[str, _Table] = {}
         self._topics: dict[str, TopicInfo] = {}
         self._cluster_id = ""
-        self._numbers: dict[KafkaPartition, int] = {}
-        self._owner: dict[KafkaPartition, str] = {}
-        self._generation = 0
-        self._generations: dict[int, dict[str, Snapshot]] = {}
-        #: Generations whose snapshots have their indexes, and how many files are indexed anew in each; oldest first.
-        self._indexed: deque[tuple[int, int]] = deque()
-        #: By table, the snapshot that lost its index last, and what was left of it: publications share them.
-        self._lean: dict[str, tuple[Snapshot, Snapshot]] = {}
-        #: By generation, each table's segments and from which offsets on they have all. Positions move within it.
-        self._memory: dict[int, dict[str, Tail]] = {}
-        #: The publication and positions that were asked for last, and what they mean.
-        self._seen_last: tuple[object, Seen] | None = None
         self._segment_numbers = itertools.count()
         self._gap: K2Error | None = Unavailable(
             "the server is starting: the tail has not reached the end of the log yet"
@@ -165,16 +104,17 @@ class Publisher:
         self._due_s = clock.monotonic_s()
         #: Tables of which no snapshot was given yet: without it, rows of topics that are gone would be missing.
         self._unknown = {dataset.name for dataset in datasets}
-        self._latencies_us: dict[str, deque[Any]] = {name: deque(maxlen=_LATENCIES_KEPT) for name in _TIMES}
-        #: Those of the latest publication that had rows with a `receive_time`.
-        self.ages: Ages | None = None
+        #: When the newest rows had been read of the log.
         self._read_us = 0
+        self.latencies = Latencies()
         for dataset in datasets:
             self._tables[dataset.name] = self._new_table(dataset)
         #: Another number whenever a table is shown with other columns.
         self.shapes_version = 0
         #: The tables of bars, which are views over the trades too.
         self._bars = BarsShown(database, bars, self._tables[TRADES.name].columns(Snapshot())) if bars else None
+        #: What a transaction sees; for any thread.
+        self.published = Publications(database, lambda: self._tables, self.followed, self._bars)
         self._publish({name: _Publication(table.snapshot, (), table.tail.base) for name, table in self._tables.items()})
 
     # -- what others may ask, from any thread
@@ -183,128 +123,6 @@ class Publisher:
     def gap(self) -> K2Error | None:
         """Why `market.*` cannot be answered exactly now; None when it can."""
         return self._gap
-
-    def begin(self, cursor: Any) -> Seen:
-        """Open a read-only transaction on the cursor: what it sees. Raises SnapshotExpired as `cut`."""
-        return self._seen_at(*self._database.begin(cursor))
-
-    def seen(self, cursor: Any) -> Seen:
-        """What the cursor's open transaction sees. Raises SnapshotExpired as `cut`."""
-        return self._seen_at(*self._database.positions(cursor))
-
-    def _seen_at(self, generation: int, positions: Mapping[int, int]) -> Seen:
-        key = (generation, tuple(positions.items()))
-        known = self._seen_last
-        if known is None or known[0] != key:
-            cut = self._cut_at(generation, positions).to_text()
-            known = self._seen_last = (key, Seen(generation, cut, self._empty_at(generation, positions)))
-        return known[1]
-
-    def _empty_at(self, generation: int, positions: Mapping[int, int]) -> Set[str]:
-        """The tables of which memory has no row of its own at these positions; none where one is not known yet."""
-        partitions = {number: partition for partition, number in list(self._numbers.items())}
-        if not positions.keys() <= partitions.keys():
-            return frozenset()
-        memory = self._memory[generation]
-        # Not of every table that there is: one may be newer than what is seen.
-        reached: dict[str, dict[KafkaPartition, int]] = {name: {} for name in memory}
-        for number, position in positions.items():
-            reached[self._owner[partitions[number]]][partitions[number]] = position
-        return frozenset(
-            self._tables[name].dataset.table for name, there in reached.items() if is_empty(memory[name], there)
-        )
-
-    def cut(self, cursor: Any) -> Cut:
-        """The cut that the cursor's open transaction sees. Raises SnapshotExpired when it is too old to be named."""
-        return self._cut_at(*self._database.positions(cursor))
-
-    def _cut_at(self, generation: int, positions: Mapping[int, int]) -> Cut:
-        snapshots = self._generations.get(generation)
-        if snapshots is None:
-            raise SnapshotExpired("this transaction's view is too old to be named as a cut; begin a new transaction")
-        tails: dict[str, dict[KafkaPartition, int]] = {name: {} for name in snapshots}
-        for partition, number in list(self._numbers.items()):
-            if number in positions:
-                tails[self._owner[partition]][partition] = positions[number]
-        return Cut(
-            {
-                self._tables[name].dataset.table: TableCut(
-                    snapshot.snapshot_id, cut_offsets(snapshot, PartitionOffsets(tails[name]))
-                )
-                for name, snapshot in snapshots.items()
-            }
-        )
-
-    def parts(self, cursor: Any, table: str, count: int, *, rows_min: int) -> list[str]:
-        """The table that the cursor's open transaction sees, as SELECTs of parts that have each row once.
-
-        Only the last one must be read in that transaction. No parts when the table cannot be parted or has fewer rows.
-        """
-        generation, _ = self._database.positions(cursor)
-        found = next((known for known in self._tables.values() if known.dataset.table == table), None)
-        snapshot = None if found is None else self._generations.get(generation, {}).get(found.dataset.name)
-        if found is None or snapshot is None or len(snapshot.files) < 2 or snapshot.rows < rows_min:
-            return []
-        columns = found.columns(snapshot)
-        tail = view_sql(
-            replace(snapshot, relation=None), self._memory[generation][found.dataset.name].segments, columns
-        )
-        return parts_sql(snapshot, tail, columns, count)
-
-    def changes(self, cursor: Any, table: str, low: TableCut | None, high: TableCut | None) -> str:
-        """The SELECT of a table's rows between two cuts, for the cursor's open transaction; see `check_range`."""
-        now, snapshot, memory, columns = self._seen(cursor, table)
-        return changes_sql(snapshot, memory, columns, *check_range(table, low, high, now, self.followed()))
-
-    def stretch(self, cursor: Any, table: str, choose: Choose) -> tuple[TableCut, PartitionOffsets, str]:
-        """What a reader that goes along with a table reads next, for the cursor's open transaction.
-
-        `choose` is told where the table stands, and says from where to where to read; what it names need not be there.
-        Returns where the table stands, what was chosen as the end, and the SELECT.
-        """
-        now, snapshot, memory, columns = self._seen(cursor, table)
-        low, high = choose(now)
-        return now, high, changes_sql(snapshot, memory, columns, low, high)
-
-    def _seen(self, cursor: Any, table: str) -> tuple[TableCut, Snapshot, Tail, Mapping[str, str]]:
-        """Of one table, what the cursor's open transaction sees: its cut, its snapshot, its memory; and its columns."""
-        name = next(name for name, known in self._tables.items() if known.dataset.table == table)
-        generation, positions = self._database.positions(cursor)
-        snapshots = self._generations.get(generation)
-        if snapshots is None:
-            raise SnapshotExpired("this transaction's view is too old to be read from; begin a new transaction")
-        snapshot = snapshots.get(name)
-        if snapshot is None:
-            raise SnapshotExpired(f"the table {table} is newer than this transaction; begin a new transaction")
-        position = PartitionOffsets(
-            {
-                partition: positions[number]
-                for partition, number in list(self._numbers.items())
-                if number in positions and self._owner[partition] == name
-            }
-        )
-        memory = replace(self._memory[generation][name], position=position)
-        now = TableCut(snapshot.snapshot_id, cut_offsets(snapshot, position))
-        return now, readable(snapshot), memory, self._tables[name].columns(snapshot)
-
-    def select_where(
-        self, seen: Seen, table: str, conditions: Sequence[Condition], cut: CutOff | None = None
-    ) -> str | None:
-        """The SELECT of all rows that meet the conditions, and of others, of the table, for a transaction that sees
-        this; None when the table's view is as good. Of files only those that can have such rows are read, and
-        none whose rows are in memory. With `cut`, of a table of the log, of the rows below it only."""
-        name = next(name for name, known in self._tables.items() if known.dataset.table == log_table(table))
-        snapshot = self._generations.get(seen.generation, {}).get(name)
-        if snapshot is None or snapshot.index is None:
-            return None
-        memory = self._memory[seen.generation][name]
-        columns = self._tables[name].columns(snapshot)
-        files_max = _CHOSEN_FILES_MAX_REMOTE if snapshot.is_remote else _CHOSEN_FILES_MAX
-        if self._bars is not None and table != log_table(table):
-            of = table.rpartition(".")[2]
-            return self._bars.select_where(seen.generation, of, snapshot, memory, conditions, files_max=files_max)
-        is_empty = table in seen.empty
-        return chosen_sql(snapshot, memory, columns, conditions, files_max=files_max, is_empty=is_empty, cut=cut)
 
     @property
     def bars(self) -> BarsShown | None:
@@ -344,11 +162,6 @@ class Publisher:
         """The columns that a dataset's table is shown with now."""
         table = self._tables[name]
         return table.schema(table.snapshot)
-
-    def latencies_us(self, since: str) -> Any:
-        """For rows published lately: from `receive_time` or `event_time` to being visible to every new query."""
-        recent = list(self._latencies_us[since])
-        return np.concatenate(recent) if recent else np.empty(0, np.int64)
 
     # -- the publisher thread's steps
 
@@ -394,19 +207,19 @@ class Publisher:
             }
             if not fresh:
                 continue
-            changed = [(self._numbers[p], offset) for p, offset in fresh.items() if p in self._numbers]
-            unnumbered = [p for p in fresh if p not in self._numbers]
-            added = [(len(self._numbers) + index, fresh[p]) for index, p in enumerate(unnumbered)]
+            numbers, owners = self.published.numbers, self.published.owners
+            changed = [(numbers[p], offset) for p, offset in fresh.items() if p in numbers]
+            unnumbered = [p for p in fresh if p not in numbers]
+            added = [(len(numbers) + index, fresh[p]) for index, p in enumerate(unnumbered)]
             with self._database.publication():
-                self._database.set_positions(self._generation, changed, added)
+                self._database.set_positions(self.published.generation, changed, added)
             for partition, (number, _offset) in zip(unnumbered, added, strict=True):
-                self._owner[partition] = name
-                self._numbers[partition] = number
+                owners[partition] = name
+                numbers[partition] = number
             table.tail = replace(
                 table.tail, base=table.tail.base.advanced(fresh), position=table.tail.position.advanced(fresh)
             )
-            known = {name: remembered(table.snapshot, table.tail)}
-            self._memory[self._generation] = self._memory[self._generation] | known
+            self.published.remember(name, remembered(table.snapshot, table.tail))
         if anew:
             self._log.warning("topics were made anew and are read as new sources", topics=anew)
             self._gap = TailGap(f"the topic {anew[0]} was made anew and is being read from its beginning; try again")
@@ -523,7 +336,7 @@ class Publisher:
 
     def _new_table(self, dataset: Dataset) -> _Table:
         columns = self._database.column_types(table_schema(dataset.schema_name))
-        return _Table(dataset, Decoder(dataset, self._registry), {(): columns}, Snapshot(), Tail())
+        return _Table(dataset, {(): columns}, Decoder(dataset, self._registry), Snapshot(), Tail())
 
     def _gather(self, timeout_s: float) -> dict[str, list[pa.RecordBatch]]:
         """Decoded batches by dataset: what comes within `timeout_s`, and what else comes until a publication is due.
@@ -540,7 +353,7 @@ class Publisher:
         gathered: dict[str, list[pa.RecordBatch]] = {}
         for batch in joined(batches):
             partition = KafkaPartition(batch.cluster_id, batch.topic_id, batch.partitions[0])
-            table = self._tables[self._owner[partition]]
+            table = self._tables[self.published.owners[partition]]
             decoded = table.decoder.decode(batch)
             table.records_refused += len(decoded.errors)
             gathered.setdefault(table.dataset.name, []).append(decoded.record_batch)
@@ -562,11 +375,11 @@ class Publisher:
             tails[name] = self._advanced(table, rows, moved[name])
         self._database.append(
             {self._tables[name].tail.segments[-1].relation: rows for name, rows in rows_of.items()},
-            {self._numbers[p]: next_offset for pairs in moved.values() for p, next_offset in pairs.items()},
+            {self.published.numbers[p]: next_offset for pairs in moved.values() for p, next_offset in pairs.items()},
         )
         for name, tail in tails.items():
             self._tables[name].tail = tail
-        self._note_latencies(rows_of.values())
+        self.latencies.note(rows_of.values(), read_us=self._read_us, now_us=self._clock.now_us())
         return sum(rows.num_rows for rows in rows_of.values())
 
     def _widen_memory(self) -> None:
@@ -590,26 +403,11 @@ class Publisher:
         if len(known) < len(read) or self._topic_ids(known) != known:
             raise TailGap("a topic was made anew or deleted; the tail is being read again, try again")
 
-    def _note_latencies(self, published: Iterable[pa.Table]) -> None:
-        now_us = self._clock.now_us()
-        received = []
-        for rows in published:
-            for name in _TIMES:
-                if name in rows.column_names:
-                    times = rows.column(name).drop_null().cast(pa.int64()).to_numpy()
-                    self._latencies_us[name].append(now_us - times[:: 1 + len(times) // _LATENCIES_PER_PUBLICATION])
-                    if name == "receive_time" and len(times):
-                        received.append(times)
-        if received:
-            mean_us = sum(float(times.mean()) for times in received) / len(received)
-            slowest_us = now_us - min(int(times.min()) for times in received)
-            self.ages = Ages(slowest_us, self._read_us - mean_us, now_us - mean_us)
-
     def _moved(self, table: _Table, positions: PartitionOffsets) -> dict[KafkaPartition, int]:
         return {
             p: positions[p]
             for p in positions
-            if self._owner[p] == table.dataset.name and positions[p] != table.tail.position.get(p)
+            if self.published.owners[p] == table.dataset.name and positions[p] != table.tail.position.get(p)
         }
 
     def _beyond_snapshot(self, table: _Table, batches: Sequence[pa.RecordBatch]) -> pa.Table | None:
@@ -663,12 +461,10 @@ class Publisher:
             self._publish_once(tables, all_positions=all_positions)
 
     def _publish_once(self, tables: Mapping[str, _Publication], *, all_positions: bool) -> None:
-        generation = self._generation + 1
         snapshots = {name: table.snapshot for name, table in self._tables.items()}
         snapshots |= {name: one.snapshot for name, one in tables.items()}
         tails: dict[str, Tail] = {}
-        self._generations[generation] = snapshots
-        memory = self._memory[generation] = dict(self._memory.get(self._generation, {}))
+        generation, memory = self.published.open(snapshots)
         with self._database.publication():
             for name, one in tables.items():
                 table = self._tables[name]
@@ -690,25 +486,21 @@ class Publisher:
             if self._bars is not None and TRADES.name not in tables:
                 # Bars that come alone may have taken in rows that memory got since the trades were published last.
                 memory[TRADES.name] = remembered(snapshots[TRADES.name], self._tables[TRADES.name].tail)
+            owners = self.published.owners
             positions = [
                 (
                     number,
-                    self._tables[self._owner[p]].tail.position.get(p, snapshots[self._owner[p]].offsets.next_offset(p)),
+                    self._tables[owners[p]].tail.position.get(p, snapshots[owners[p]].offsets.next_offset(p)),
                 )
-                for p, number in self._numbers.items()
+                for p, number in self.published.numbers.items()
                 # Of a topic that is gone, memory has nothing: it stands where the snapshot does, also after a rollback.
-                if all_positions or p not in self._tables[self._owner[p]].tail.position
+                if all_positions or p not in self._tables[owners[p]].tail.position
             ]
             self._database.set_positions(generation, positions, [])
-            self._publish_bars(generation, snapshots, tails)
+            self._publish_bars(generation, snapshots, tails, memory)
         if self._bars is not None:
             self._bars.published(generation)
-        self._generation = generation
-        self._generations.pop(generation - _GENERATIONS_KEPT, None)
-        self._memory.pop(generation - _GENERATIONS_KEPT, None)
-        self._indexed.append((generation, sum(len(one.snapshot.index or ()) for one in tables.values())))
-        while len(self._indexed) > 1 and not self._within_indexed():
-            self._forget_files(self._indexed.popleft()[0])
+        self.published.close(generation, sum(len(one.snapshot.index or ()) for one in tables.values()))
         for name, tail in tails.items():
             table = self._tables[name]
             has_other_columns = table.snapshot.further != snapshots[name].further
@@ -722,36 +514,26 @@ class Publisher:
             table.shapes[further] = self._database.column_types(table.schema(snapshot))
             self._log.info("a table has further columns", table=table.dataset.table, columns=further)
 
-    def _publish_bars(self, generation: int, snapshots: Mapping[str, Snapshot], tails: Mapping[str, Tail]) -> None:
+    def _publish_bars(
+        self,
+        generation: int,
+        snapshots: Mapping[str, Snapshot],
+        tails: Mapping[str, Tail],
+        memory: Mapping[str, Tail],
+    ) -> None:
         if self._bars is None:
             return
         tail = tails.get(TRADES.name, self._tables[TRADES.name].tail)
         ends = cut_offsets(snapshots[TRADES.name], tail.position)
         if TRADES.name in tails or self._bars.has_news(ends):
             trades = snapshots[TRADES.name]
-            self._bars.replace_views(generation, trades, self._memory[generation][TRADES.name], ends)
+            self._bars.replace_views(generation, trades, memory[TRADES.name], ends)
         else:
             self._bars.carry(generation)
 
     def _trades_end(self) -> PartitionOffsets:
         trades = self._tables[TRADES.name]
         return cut_offsets(trades.snapshot, trades.tail.position)
-
-    def _within_indexed(self) -> bool:
-        return len(self._indexed) <= _INDEXES_KEPT and sum(files for _, files in self._indexed) <= _INDEXED_FILES_MAX
-
-    def _forget_files(self, generation: int) -> None:
-        if self._bars is not None:
-            self._bars.forget(generation)
-        snapshots = self._generations.get(generation)
-        if snapshots is not None:
-            self._generations[generation] = {name: self._leaned(name, snapshot) for name, snapshot in snapshots.items()}
-
-    def _leaned(self, name: str, snapshot: Snapshot) -> Snapshot:
-        known = self._lean.get(name)
-        if known is None or known[0] is not snapshot:
-            known = self._lean[name] = (snapshot, lean(snapshot))
-        return known[1]
 
     def _goes_on(self, table: _Table, segments: Sequence[Segment]) -> bool:
         """Whether the last segment takes further rows: it did until now and is not large yet."""

@@ -8,7 +8,7 @@ from prometheus_client import CollectorRegistry, Histogram, Summary
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from flight_server.storage.tail import Ages
+from flight_server.storage.latencies import Ages
 
 
 class TailMetrics(Collector):

@@ -58,7 +58,7 @@ def _measure(log: KafkaLog, rows: int, turns: int) -> list[Figure]:
     for owner, name, step in (
         (publisher._tables[TRADES.name].decoder, "decode", "decoding"),
         (database, "append", "rows and positions into the database"),
-        (publisher, "_note_latencies", "latencies"),
+        (publisher.latencies, "note", "latencies"),
     ):
         setattr(owner, name, steps.timed(step, getattr(owner, name)))
     for _ in range(10):

@@ -113,7 +113,7 @@ class Queries:
         low, high = (cut or TableCut(None, PartitionOffsets()) for cut in cuts)
         now = query.cut.tables[dataset.table]
         try:
-            select = self._world.server.publisher.changes(query.cursor, dataset.table, low, high)
+            select = self._world.server.publisher.published.changes(query.cursor, dataset.table, low, high)
         except InvalidStatement:
             assert not high.offsets.covers(low.offsets)
         except (Unavailable, SnapshotExpired):
@@ -165,7 +165,9 @@ class Queries:
                         with self._reading(query.cut, dataset):
                             self._ask(query, dataset, number)
                 self._ask_more(query, number)
-            assert self._world.server.publisher.cut(query.cursor) == query.cut, "the transaction's cut has moved"
+            assert self._world.server.publisher.published.cut(query.cursor) == query.cut, (
+                "the transaction's cut has moved"
+            )
         except FilesGone:
             self._world.counts.expired += 1
         else:
@@ -185,14 +187,14 @@ class Queries:
             self._compare(dataset, rows, offsets, query.cut, least=least)
         if number % 4 in (0, 3):  # files chosen by their bounds, and what was committed lately out of memory
             least = number * 7 % (next_number + 1)
-            seen = publisher.seen(query.cursor)
-            chosen = publisher.select_where(seen, dataset.table, [Condition(column, ((least, None),))])
+            seen = publisher.published.seen(query.cursor)
+            chosen = publisher.published.select_where(seen, dataset.table, [Condition(column, ((least, None),))])
             if chosen is not None:
                 where = f"WHERE {column} >= {least}"
                 rows = query.cursor.execute(f"{columns_of(dataset)} FROM ({chosen}) {where}").fetchall()
                 self._compare(dataset, rows, offsets, query.cut, least=least)
                 self._world.counts.chosen += 1
-        parts = publisher.parts(query.cursor, dataset.table, 2, rows_min=0) if number % 4 == 3 else []
+        parts = publisher.published.parts(query.cursor, dataset.table, 2, rows_min=0) if number % 4 == 3 else []
         rows = self._of_parts(query, dataset, parts) if parts else query.cursor.execute(select).fetchall()
         self._compare(dataset, rows, offsets, query.cut)
 
@@ -251,7 +253,7 @@ class Queries:
             since_us = round((start - EPOCH).total_seconds()) * 1_000_000
             publisher = self._world.server.publisher
             condition = Condition("bar_start", ((since_us, None),))
-            chosen = publisher.select_where(publisher.seen(query.cursor), bars.table, [condition])
+            chosen = publisher.published.select_where(publisher.published.seen(query.cursor), bars.table, [condition])
             if chosen is not None:
                 where = f"WHERE bar_start >= make_timestamptz({since_us})"
                 found = in_order(query.cursor.execute(f"FROM ({chosen}) {where}").to_arrow_table())
@@ -295,7 +297,7 @@ class Queries:
             return None
         cursor = server.database.cursor()
         cursor.execute("BEGIN TRANSACTION READ ONLY")
-        return OpenQuery(cursor, server.publisher.cut(cursor))
+        return OpenQuery(cursor, server.publisher.published.cut(cursor))
 
     def _keep(self, cut: Cut) -> None:
         if len(self.cuts) < CUTS_MAX:

@@ -41,7 +41,7 @@ class PublishedLake:
 
     def stretch(self, cursor: Any, table: str, choose: Any) -> tuple[TableCut, PartitionOffsets, str]:
         self.check_ready()
-        return self.world.server.publisher.stretch(cursor, table, choose)
+        return self.world.server.publisher.published.stretch(cursor, table, choose)
 
     def listen(self, wake: Callable[[], None]) -> Callable[[], None]:
         return lambda: None
@@ -80,7 +80,7 @@ class Subscribers:
         start = TableCut(None, PartitionOffsets())
         if number % 3 == 1:
             cursor = server.database.cursor()
-            start = server.publisher.cut(cursor).tables[dataset.table]
+            start = server.publisher.published.cut(cursor).tables[dataset.table]
             cursor.close()
         elif number % 3 == 2 and cuts:
             start = cuts[number % len(cuts)].tables.get(dataset.table, start)

@@ -99,7 +99,7 @@ class Live:
         def count() -> None:
             publisher = self._lake._publisher
             assert publisher is not None
-            tell(sum(publisher.cut(cursor).tables[TRADES.table].offsets.values()))
+            tell(sum(publisher.published.cut(cursor).tables[TRADES.table].offsets.values()))
 
         return self._lake.listen(count)
 

@@ -120,9 +120,9 @@ class World:
             ]
         )
         cursor = self.database.cursor()
-        seen = self.publisher.begin(cursor)
+        seen = self.publisher.published.begin(cursor)
         cut = Cut.from_text(str(seen.cut)).tables[TRADES.table].offsets
-        chosen = self.publisher.select_where(seen, TRADES.table, conditions)
+        chosen = self.publisher.published.select_where(seen, TRADES.table, conditions)
         expected = [row for row in self.records if row[1] < cut.next_offset(self.partition(row[0]))]
         found = cursor.execute(f"SELECT {', '.join(ID)} FROM market.trades").fetchall()
         assert sorted(found) == sorted(expected)
@@ -133,7 +133,7 @@ class World:
             assert sorted(of_chosen) == sorted(of_view)
         then = PartitionOffsets({p: rng.randint(0, end) for p, end in cut.items()})
         cut_off = CutOff(then, below(then) or "false")
-        chosen = self.publisher.select_where(seen, TRADES.table, conditions, cut_off)
+        chosen = self.publisher.published.select_where(seen, TRADES.table, conditions, cut_off)
         if chosen is not None:
             of_view = cursor.execute(
                 f"SELECT {', '.join(ID)} FROM market.trades WHERE {where} AND ({cut_off.condition})"
@@ -263,8 +263,8 @@ def committed_world(folder: Path, window_bytes: int) -> World:
 def selected(world: World, cut: CutOff | None = None) -> str | None:
     cursor = world.database.cursor()
     try:
-        return world.publisher.select_where(
-            world.publisher.begin(cursor), TRADES.table, [Condition("trade_id", ((25, None),))], cut
+        return world.publisher.published.select_where(
+            world.publisher.published.begin(cursor), TRADES.table, [Condition("trade_id", ((25, None),))], cut
         )
     finally:
         cursor.close()

@@ -21,7 +21,7 @@ from common.log import ConsumerBatch, TopicInfo
 from common.offsets import KafkaPartition, PartitionOffsets
 from common.registry import EmbeddedRegistry
 from common.settings import FlightSettings, LakeSettings
-from flight_server.storage import tail
+from flight_server.storage import publications
 from flight_server.storage.database import Database
 from flight_server.storage.file_index import ADDED_BY, PATH, ROWS, Condition, FileIndex, lower, upper
 from flight_server.storage.read_view import Snapshot, TableCut, read_files
@@ -93,7 +93,7 @@ class Server:
         cursor = self.database.cursor()
         try:
             cursor.execute("BEGIN")
-            self.publisher.cut(cursor)
+            self.publisher.published.cut(cursor)
             found = cursor.execute("SELECT trade_id FROM market.trades ORDER BY ALL").fetchall()
             return [number for (number,) in found]
         finally:
@@ -272,7 +272,7 @@ def test_a_cut_of_a_table_that_is_rolled_back_does_not_reach_into_a_topic_that_i
     server.adopt(snapshots[1])
     server.settle()
     cursor = server.database.cursor()
-    assert server.publisher.cut(cursor).tables[TRADES.table].offsets.next_offset(old) == 1
+    assert server.publisher.published.cut(cursor).tables[TRADES.table].offsets.next_offset(old) == 1
     cursor.close()
     assert server.ids() == [1]
 
@@ -293,7 +293,7 @@ def shown(server: Server) -> tuple[list[int], str]:
     """The rows and the cut that go with them, whatever `gap` says."""
     cursor = server.database.cursor()
     cursor.execute("BEGIN")
-    cut = server.publisher.cut(cursor).to_text()
+    cut = server.publisher.published.cut(cursor).to_text()
     cursor.close()
     return server.ids(), cut
 
@@ -311,7 +311,7 @@ def test_a_publication_that_fails_at_a_statement_shows_nothing_of_itself(
     server.settle()
     reader = server.database.cursor()
     reader.execute("BEGIN")
-    pinned = server.publisher.cut(reader)
+    pinned = server.publisher.published.cut(reader)
     does = getattr(Database, statement)
     failed = []
 
@@ -336,7 +336,7 @@ def test_a_publication_that_fails_at_a_statement_shows_nothing_of_itself(
     server.settle()
     assert server.ids() == [1, 2, 3, 4, 5]
     assert reader.execute("SELECT count(*) FROM market.trades").fetchall() == [(3,)]
-    assert server.publisher.cut(reader) == pinned
+    assert server.publisher.published.cut(reader) == pinned
 
 
 def test_a_transaction_that_is_older_than_a_table_goes_on_as_it_was(server: Server) -> None:
@@ -344,13 +344,13 @@ def test_a_transaction_that_is_older_than_a_table_goes_on_as_it_was(server: Serv
     server.produce(1, 2)
     server.settle()
     reader = server.database.cursor()
-    before = server.publisher.begin(reader)
+    before = server.publisher.published.begin(reader)
     server.produce(3)
     server.settle()  # and so what was asked last is not remembered
-    assert server.publisher.seen(server.database.cursor()) != before
+    assert server.publisher.published.seen(server.database.cursor()) != before
     server.publisher.add(SHED, Snapshot())
-    assert server.publisher.seen(reader) == before
-    assert server.publisher.cut(reader).to_text() == before.cut
+    assert server.publisher.published.seen(reader) == before
+    assert server.publisher.published.cut(reader).to_text() == before.cut
     assert reader.execute("SELECT count(*) FROM market.trades").fetchall() == [(2,)]
 
 
@@ -360,12 +360,12 @@ def test_a_cut_names_what_its_transaction_sees(server: Server) -> None:
     server.settle()
     cursor: Any = server.database.cursor()
     cursor.execute("BEGIN")
-    before = server.publisher.cut(cursor)
+    before = server.publisher.published.cut(cursor)
     newer, _ = server.committed([1, 2], 1)
     server.adopt(newer)
     server.produce(3)
     server.settle()
-    assert server.publisher.cut(cursor) == before
+    assert server.publisher.published.cut(cursor) == before
     assert json.loads(before.to_text())["market.trades"]["snapshot"] is None
     assert cursor.execute("SELECT count(*) FROM market.trades").fetchone() == (2,)
     cursor.close()
@@ -375,28 +375,28 @@ def test_publications_long_ago_share_what_is_left_of_their_snapshots(
     server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """An old one has no index and no text of its own, and what a transaction of then asks of it is as it was."""
-    monkeypatch.setattr(tail, "_INDEXES_KEPT", 2)
+    monkeypatch.setattr(publications, "_INDEXES_KEPT", 2)
     server.follow()
     server.produce(1, 2, 3, 4)
     server.settle()
     server.adopt(indexed(*server.committed([1, 2], 1)))
     cursor: Any = server.database.cursor()
     cursor.execute("BEGIN")
-    seen = server.publisher.seen(cursor)
+    seen = server.publisher.published.seen(cursor)
     here = PartitionOffsets({server.partition(): 1})
-    select = server.publisher.changes(cursor, TRADES.table, TableCut(None, here), None)
+    select = server.publisher.published.changes(cursor, TRADES.table, TableCut(None, here), None)
     beyond = [Condition("trade_id", ((100, 100),))]
-    assert server.publisher.select_where(seen, TRADES.table, beyond) is not None
+    assert server.publisher.published.select_where(seen, TRADES.table, beyond) is not None
     # Three publications, none of which has another snapshot of the trades.
     for number in range(3):
         server.publisher.adopt({"elsewhere": Snapshot(number)})
         server.publisher._publish({})
-    old = [snapshots[TRADES.name] for snapshots in server.publisher._generations.values()]
+    old = [snapshots[TRADES.name] for snapshots in server.publisher.published._generations.values()]
     lean = [snapshot for snapshot in old if snapshot.files and snapshot.index is None]
     assert len(lean) > 1 and all(snapshot is lean[0] for snapshot in lean)
     assert lean[0].relation is None and lean[0].taken == {}
-    assert server.publisher.select_where(seen, TRADES.table, beyond) is None
-    assert server.publisher.changes(cursor, TRADES.table, TableCut(None, here), None) == select
+    assert server.publisher.published.select_where(seen, TRADES.table, beyond) is None
+    assert server.publisher.published.changes(cursor, TRADES.table, TableCut(None, here), None) == select
     assert server.publisher.snapshots()[TRADES.name].index is not None
     cursor.close()
 
@@ -404,7 +404,7 @@ def test_publications_long_ago_share_what_is_left_of_their_snapshots(
 def test_indexes_of_many_files_are_remembered_for_fewer_publications(
     server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tail, "_INDEXED_FILES_MAX", 3)
+    monkeypatch.setattr(publications, "_INDEXED_FILES_MAX", 3)
     server.follow()
     server.produce(*range(1, 7))
     server.settle()
@@ -412,7 +412,7 @@ def test_indexes_of_many_files_are_remembered_for_fewer_publications(
         server.adopt(indexed(*server.committed(list(range(1, number + 1)), number)))
     with_index = [
         snapshots[TRADES.name].snapshot_id
-        for snapshots in server.publisher._generations.values()
+        for snapshots in server.publisher.published._generations.values()
         if snapshots[TRADES.name].index is not None
     ]
     assert with_index == [4, 5, 6]
