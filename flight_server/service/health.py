@@ -1,7 +1,8 @@
 """grpc.health.v1 on a port of its own, since pyarrow's server has no place for another gRPC service.
 
 SERVING only while answers are exact; NOT_SERVING while the server starts, drains, or its tail has a gap. Each Check
-asks anew; a Watch is told within `_LOOK_S`.
+asks anew; a Watch is told within `_LOOK_S`. However many watch, and however they go away, there is room for checks, and
+`stop` ends.
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ from common.telemetry import get_logger
 #: The server as a whole, and by the name of its one gRPC service.
 SERVICES = ("", "arrow.flight.protocol.FlightService")
 _LOOK_S = 0.25
+#: Each Watch holds a thread for as long as it lasts. The others are for checks, which are short.
+_WATCHES_MAX, _THREADS_MAX = 64, 72
 _STATUS = health_pb2.HealthCheckResponse
 
 
@@ -48,7 +51,7 @@ class HealthServer:
         """Raises SettingsError when the address cannot be had."""
         self._look()
         server = grpc.server(
-            ThreadPoolExecutor(4, thread_name_prefix="k2-health-call"), options=[("grpc.so_reuseport", 0)]
+            ThreadPoolExecutor(_THREADS_MAX, thread_name_prefix="k2-health-call"), options=[("grpc.so_reuseport", 0)]
         )
         health_pb2_grpc.add_HealthServicer_to_server(self._servicer, server)
         host = f"[{self._host}]" if ":" in self._host else self._host
@@ -102,9 +105,23 @@ class _Servicer(health.HealthServicer):  # type: ignore[misc]
     """The library's servicer, which looks anew before it answers a Check."""
 
     def __init__(self, look: Callable[[], None]) -> None:
-        super().__init__()
+        # Its other way, in which a Watch holds no thread, can stop for ever: `set` waits, with the lock that a Watch
+        # which goes away needs, for a message to be sent, and both are ended by the same thread of the server's.
+        super().__init__(experimental_non_blocking=False)
         self._look = look
+        self._watches = threading.BoundedSemaphore(_WATCHES_MAX)
 
     def Check(self, request: Any, context: Any) -> Any:  # noqa: N802  (the service's own name)
         self._look()
         return super().Check(request, context)
+
+    def Watch(self, request: Any, context: Any) -> Any:  # noqa: N802  (as above)
+        if not self._watches.acquire(blocking=False):
+            context.abort(
+                grpc.StatusCode.RESOURCE_EXHAUSTED,
+                f"{_WATCHES_MAX} clients watch the health of this server already; ask with Check now and then",
+            )
+        if not context.add_callback(self._watches.release):  # it is over already
+            self._watches.release()
+            return iter(())
+        return super().Watch(request, context)

@@ -19,6 +19,7 @@ from common.telemetry import Readiness, serve_metrics
 from flight_server.service.health import SERVICES, HealthServer
 from flight_server.service.service import FlightService
 from tests.support.fake_lake import FakeLake
+from tests.support.kafka import eventually
 
 SERVING = health_pb2.HealthCheckResponse.SERVING
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
@@ -91,10 +92,42 @@ def test_who_watches_is_told_and_a_stop_ends_the_watch(server: HealthServer, par
 def test_many_who_watch_leave_room_for_checks(server: HealthServer, part: Part) -> None:
     with grpc.insecure_channel(f"127.0.0.1:{server.port}") as channel:
         stub = health_pb2_grpc.HealthStub(channel)
-        watches = [stub.Watch(health_pb2.HealthCheckRequest(service=""), timeout=30) for _ in range(20)]
-        assert [next(watch).status for watch in watches] == [NOT_SERVING] * 20
+        watches = [stub.Watch(health_pb2.HealthCheckRequest(service=""), timeout=60) for _ in range(64)]
+        assert [next(watch).status for watch in watches] == [NOT_SERVING] * 64
+        with pytest.raises(grpc.RpcError, match="64 clients watch the health of this server already") as caught:
+            next(stub.Watch(health_pb2.HealthCheckRequest(service=""), timeout=60))
+        assert caught.value.code() == grpc.StatusCode.RESOURCE_EXHAUSTED
         part.error = None
         assert ask(server) == SERVING
+        watches.pop().cancel()
+
+        def is_let_in() -> bool:
+            try:
+                return bool(next(stub.Watch(health_pb2.HealthCheckRequest(service=""), timeout=60)).status == SERVING)
+            except grpc.RpcError:
+                return False
+
+        eventually(is_let_in, what="one that went away makes room for another")
+
+
+def test_watches_that_go_away_while_the_status_changes_hold_nothing_up(part: Part) -> None:
+    """The library's own way of watching without threads stopped here for ever, in one of some dozens of rounds."""
+    server = HealthServer("127.0.0.1", 0, part.check)
+    server.start()
+    for number in range(60):
+        with grpc.insecure_channel(f"127.0.0.1:{server.port}") as channel:
+            stub = health_pb2_grpc.HealthStub(channel)
+            for watch in [stub.Watch(health_pb2.HealthCheckRequest(service=""), timeout=60) for _ in range(20)]:
+                next(watch)
+            part.error = None if number % 2 == 0 else Unavailable("starting")
+            leaving = threading.Thread(target=channel.close)
+            leaving.start()
+            assert ask(server) == (SERVING if number % 2 == 0 else NOT_SERVING)
+            leaving.join()
+    stopping = threading.Thread(target=server.stop, daemon=True)
+    stopping.start()
+    stopping.join(60)
+    assert not stopping.is_alive()
 
 
 def test_a_port_that_is_taken_is_said(part: Part) -> None:
