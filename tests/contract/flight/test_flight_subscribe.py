@@ -31,7 +31,7 @@ def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
     live = Live(
         tmp_path_factory.mktemp("lake"),
         subscription_keep_alive_s=0.01,
-        statement_timeout_s=1.0,
+        statement_timeout_s=3.0,
         statements_max=1,
         subscriptions_max=3,
     )
@@ -125,7 +125,7 @@ def test_keep_alive_has_no_end_no_timeout_and_takes_no_statement_s_place(live: L
     live.grow(1)
     followers = [follow(client, f"SUBSCRIBE ({IDS}) FROM NOW") for _ in range(3)]
     follower = followers[0]
-    while follower.batches < 200:  # at 10 ms each, twice the statement timeout; 128 empty tables would end a stream
+    while follower.batches < 400:  # at 10 ms each, beyond the statement timeout; 128 empty tables would end a stream
         assert follower.read() == 0
     listed = client.rows("from ops.statements where kind = 'subscribe'")
     assert [row["text"] for row in listed] == [f"SUBSCRIBE ({IDS}) FROM NOW"] * 3
