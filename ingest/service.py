@@ -1,8 +1,7 @@
 """The ingest service: one venue's frames in, each trade, quote and instrument into Kafka once.
 
-The path of a frame: session (what does it mean) -> ledger (is it in the log) -> normaliser and encoder (its bytes) ->
-producer (into the queue) -> ledger (now it is taken). Taking comes last, so that whatever fails or is cancelled before
-it leaves no identity that is taken and not sent.
+Its life: what the log has already, the fence against a predecessor, the connections, the checkpoints, and all that is
+looked at beside the frames, whose path is ingest/intake.py.
 """
 
 from __future__ import annotations
@@ -16,25 +15,18 @@ from typing import Final
 
 from prometheus_client import CollectorRegistry, Histogram
 
-from common import dead_letters
 from common.clock import Clock, SystemClock
 from common.datasets import (
-    AGG_TRADES,
-    BLOCK_TRADES,
-    BOOK_SNAPSHOTS,
     CORE_DATASETS,
-    DATASETS,
-    DEPTH,
     GAP_EVENTS,
     INSTRUMENTS,
     QUOTES,
     SHED,
     TRADES,
-    Dataset,
     dead_letter_topic,
 )
 from common.degradation import Level
-from common.errors import BrokerError, EncodeError, FeedError, FeedProtocolError, K2Error, SettingsError
+from common.errors import BrokerError, FeedError, FeedProtocolError, K2Error, SettingsError
 from common.log import KafkaLog, TopicInfo
 from common.memory import memory_limit_bytes
 from common.registry import SchemaRegistry, open_registry
@@ -42,46 +34,32 @@ from common.settings import IngestSettings, KafkaSettings
 from common.telemetry import get_logger, new_correlation_id
 from ingest.backfill import Backfill
 from ingest.checkpoint import CatchUp, Checkpoint, StateDirectory
-from ingest.echoes import Echoes
 from ingest.feed import Feed
 from ingest.gap_watch import GapWatch
 from ingest.gaps import GapBook, GapLimits
 from ingest.heartbeats import HeartbeatListener, heartbeat, heartbeat_topic
-from ingest.ledger import Ledger, Take
+from ingest.intake import Intake
+from ingest.ledger import Ledger
 from ingest.loop_thread import LoopThread, Ready
-from ingest.normaliser import Normaliser, Record
+from ingest.normaliser import Normaliser
 from ingest.past_trades import RestPastTrades
-from ingest.producer import EventProducer, Headers, correlation_headers
+from ingest.producer import EventProducer
 from ingest.reference import ReferenceData
 from ingest.rest import RestClient
-from ingest.sampling import Sampler
-from ingest.shedding import THINNED, Shedding, shed_triggers
+from ingest.shedding import Shedding, shed_triggers
 from ingest.skew import ClockSkew
 from ingest.stats import IngestStats, StatsCollector
 from ingest.symbols import SymbolsFile
 from ingest.venues.events import (
-    AggTradeEvent,
-    BlockTradeEvent,
-    BookSnapshotEvent,
-    BookTickerEvent,
-    DepthEvent,
     Event,
-    FurtherEvent,
-    IgnoredEvent,
-    ServerShutdown,
     TradeEvent,
 )
 from ingest.venues.registry import BINANCE, Venue
 from ingest.venues.session import Session
 from ingest.watchers import ClockWatch, MemoryWatch
 
-#: Delivery reports are taken in after so many sends, and every so many seconds. A poll costs about 1 us when there is
-#: none.
-_SENDS_PER_POLL: Final = 256
+#: Delivery reports are taken in, and all that is watched is looked at, so often also when no frame comes.
 _POLL_S: Final = 0.02
-#: How long a full queue is left alone before it is asked again: about what the embedded broker takes for 1,000
-#: messages.
-_FULL_QUEUE_WAIT_S: Final = 0.003
 #: A checkpoint waits this long for the queue to run empty; then it is left for the next time.
 _CHECKPOINT_FLUSH_S: Final = 2.0
 #: The first messages wait for librdkafka to get the producer its id: 0.5 or 1.0 s, by a timer of its own.
@@ -93,17 +71,6 @@ _ACKNOWLEDGED_S: Final = (
 )
 #: How often the file of symbols is looked at.
 _SYMBOLS_FILE_S: Final = 1.0
-#: Where the events of the further streams go.
-_FURTHER: Final[dict[type, Dataset]] = {
-    AggTradeEvent: AGG_TRADES,
-    BlockTradeEvent: BLOCK_TRADES,
-    DepthEvent: DEPTH,
-    BookSnapshotEvent: BOOK_SNAPSHOTS,
-}
-#: Events that leave no record. Their frames do something for each connection that brings them, so none is an echo.
-_NO_RECORD: Final = (ServerShutdown, IgnoredEvent)
-#: Trades of the past that are sent in one turn: some 2 ms, for which a frame of the socket may have to wait.
-_PAST_TRADES_AT_ONCE: Final = 64
 #: Topics that were just created show up within this time on every broker seen.
 _TOPICS_WAIT_S: Final = 15.0
 
@@ -142,7 +109,18 @@ class IngestService:
         self._seed = seed
         self._normaliser = Normaliser(exchange=self._session.exchange, asset_class=self._session.asset_class)
         urls = _listed(url or venue.url(settings))
-        self._feed = Feed(urls, self._session, self._session.streams, self._handle, settings, clock=self._clock)
+        self._shedding = Shedding(self._session.exchange, shed_triggers(settings), settings.priority_symbols)
+        self._intake = Intake(
+            self._session,
+            self._normaliser,
+            self._shedding,
+            self._clock,
+            queue_messages_max=settings.queue_messages_max,
+            connections=lambda: self._feed.connections,
+            rotate=self._rotate,
+            received=self._note_latency,
+        )
+        self._feed = Feed(urls, self._session, self._session.streams, self._intake.handle, settings, clock=self._clock)
         self._rest_urls = _listed(venue.rest_url(settings) or venue.rest.rest_url_of(urls[0]) or "")
         self._reference: ReferenceData | None = None
         self._clock_watch = ClockWatch(
@@ -150,13 +128,9 @@ class IngestService:
         )
         self._latencies_negative = 0
         self._memory = MemoryWatch(clock=self._clock)
-        self._shedding = Shedding(self._session.exchange, shed_triggers(settings), settings.priority_symbols)
         self._memory_bytes_max = settings.memory_bytes_max or memory_limit_bytes()
-        self._echoes = Echoes()
-        self._sampler = Sampler()
         self._log = get_logger("ingest")
         self._thread = LoopThread("k2-ingest", self._main)
-        self._turn = asyncio.Lock()
         self._stop_by_s: float | None = None
         self._heartbeat_topic = heartbeat_topic(asset_class=self._session.asset_class, exchange=self._session.exchange)
         self._followed: Checkpoint | None = None
@@ -165,11 +139,7 @@ class IngestService:
         self._watch = GapWatch(self._ledger, GapBook(self._limits), self._clock)
         self._backfill: Backfill | None = None
         self._producer: EventProducer | None = None
-        self._correlation_id = ""
-        self._headers: Headers = []
-        self._frames = self._ignored = self._log_messages_read = self._checkpoints = self._sends = 0
-        self._taken = dict.fromkeys(DATASETS, 0)
-        self._duplicates = dict.fromkeys((name for name in DATASETS if name not in (GAP_EVENTS.name, SHED.name)), 0)
+        self._log_messages_read = self._checkpoints = 0
         metrics = registry or CollectorRegistry()
         metrics.register(StatsCollector(self))
         self._acknowledged_s = Histogram(
@@ -236,7 +206,7 @@ class IngestService:
         loop = self._thread.loop
         if loop is None or not self._thread.running:
             return self._producer is not None and self._producer.queued == 0
-        flushed = asyncio.run_coroutine_threadsafe(self._flushed(timeout_s), loop)
+        flushed = asyncio.run_coroutine_threadsafe(self._intake.flushed(timeout_s), loop)
         try:
             return flushed.result(timeout_s + 1.0)
         except TimeoutError:
@@ -249,16 +219,16 @@ class IngestService:
         return self._thread.failure
 
     def stats(self) -> IngestStats:
-        producer = self._producer
+        producer, intake = self._producer, self._intake
         return IngestStats(
-            frames=self._frames,
-            trades=self._taken[TRADES.name],
-            quotes=self._taken[QUOTES.name],
-            instruments=self._taken[INSTRUMENTS.name],
-            records=dict(self._taken),
-            duplicates_dropped=dict(self._duplicates),
-            echoes_dropped=self._echoes.dropped,
-            ignored=self._ignored,
+            frames=intake.frames,
+            trades=intake.taken[TRADES.name],
+            quotes=intake.taken[QUOTES.name],
+            instruments=intake.taken[INSTRUMENTS.name],
+            records=dict(intake.taken),
+            duplicates_dropped=dict(intake.duplicates),
+            echoes_dropped=intake.echoes.dropped,
+            ignored=intake.ignored,
             dead_letters=producer.dead_letters if producer else 0,
             produced=producer.produced - producer.others if producer else 0,
             acknowledged=max(0, producer.committed - producer.others) if producer else 0,
@@ -338,6 +308,7 @@ class IngestService:
             self._ledger.merge(self._seed)
         self._watch = GapWatch(self._ledger, checkpoint.gaps, self._clock)
         self._producer = producer
+        self._intake.begin(producer, self._ledger, self._watch)
 
     def _topics(self) -> dict[str, TopicInfo]:
         """The topic of each dataset that is used, created when missing."""
@@ -374,6 +345,7 @@ class IngestService:
             await self._announce_instruments(self._session.symbols)
             await self._feed.open()
             self._backfill = self._open_backfill()
+            self._intake.is_filled = self._backfill is not None
             pump = asyncio.create_task(self._pump())
             feed = asyncio.create_task(self._feed.run())
             watchers += [asyncio.create_task(run) for run in (self._memory.run(), self._watch_venue())]
@@ -453,13 +425,13 @@ class IngestService:
                     self._log.warning("what was shed cannot be told yet", reason=error.message)
                     return
             for record in shedding.tell(now_s):
-                while not self._send(SHED, record["symbol"], record, record["last_time"]):
-                    await self._room()
+                while not self._intake.send(SHED, record["symbol"], record, record["last_time"]):
+                    await self._intake.room()
 
     def _tell_gaps(self) -> None:
         """What became of gaps, to the log; what the queue has no room for is told the next time."""
         untold = self._watch.untold
-        while untold and self._send(GAP_EVENTS, untold[0].symbol, untold[0].record(), self._clock.now_us()):
+        while untold and self._intake.send(GAP_EVENTS, untold[0].symbol, untold[0].record(), self._clock.now_us()):
             untold.popleft()
 
     def _open_backfill(self) -> Backfill | None:
@@ -470,38 +442,12 @@ class IngestService:
         return Backfill(
             self._watch,
             RestPastTrades(self._reference.rest, past, self._clock),
-            self._take_past,
+            self._intake.take_past,
             self._settings,
             page_trades_max=past.TRADES_MAX,
             clock=self._clock,
             gone_codes=frozenset({past.UNKNOWN_SYMBOL}),
         )
-
-    async def _take_past(self, trades: Sequence[TradeEvent]) -> None:
-        """Missing trades into the queue, a few at a time: frames of the socket wait for no more than these, and while
-        half of the queue is full only they are taken."""
-        for start in range(0, len(trades), _PAST_TRADES_AT_ONCE):
-            assert self._producer is not None
-            while self._producer.queued > self._settings.queue_messages_max // 2:
-                await self._room()
-            async with self._turn:
-                for event in trades[start : start + _PAST_TRADES_AT_ONCE]:
-                    while not self._take_one_past(event):
-                        await self._room()
-            await asyncio.sleep(0)
-
-    def _take_one_past(self, event: TradeEvent) -> bool:
-        """Like `_take`, for a trade that the backfill brought. False when the queue is full."""
-        key = (self._session.exchange, event.symbol)
-        ids = self._ledger.trade_ids(*key)
-        if event.trade_id in ids:
-            return True
-        record = self._normaliser.trade(event) | {"source": "backfill"}
-        if not self._send(TRADES, event.symbol, record, event.receive_time_us):
-            return False
-        ids.take(event.trade_id)
-        self._watch.backfilled(key, event.trade_id)
-        return True
 
     async def _finish(self) -> None:
         """A clean end: everything acknowledged, the checkpoint kept; both within the time that `stop` was given."""
@@ -509,7 +455,7 @@ class IngestService:
         if self._state is not None:
             flushed = await self._checkpoint(left_s)
         else:
-            flushed = await self._flushed(left_s)
+            flushed = await self._intake.flushed(left_s)
         if not flushed:
             queued = self._producer.queued if self._producer else 0
             self._log.warning("ingest ended with messages that were not acknowledged", messages=queued)
@@ -517,9 +463,10 @@ class IngestService:
     async def _checkpoint(self, timeout_s: float) -> bool:
         """Write the checkpoint at a moment when all that is taken is acknowledged; False when none came in time."""
         assert self._producer is not None and self._state is not None
-        async with self._turn:  # nothing is sent meanwhile; at the embedded broker's speed that is a few milliseconds
+        # Nothing is sent meanwhile; at the embedded broker's speed that is a few milliseconds.
+        async with self._intake.turn:
             self._tell_gaps()
-            if self._watch.untold or not await self._flushed(timeout_s):
+            if self._watch.untold or not await self._intake.flushed(timeout_s):
                 self._log.warning(
                     "no checkpoint this time: the broker did not acknowledge everything", timeout_s=timeout_s
                 )
@@ -531,142 +478,6 @@ class IngestService:
         except SettingsError as error:  # the log still tells everything, a restart only reads more of it
             self._log.error("the checkpoint was not kept", reason=error.message)
         return True
-
-    async def _flushed(self, timeout_s: float) -> bool:
-        """True once nothing is queued. Raises BrokerError when a delivery failed."""
-        assert self._producer is not None
-        deadline_s = time.monotonic() + timeout_s
-        while True:
-            self._producer.poll()
-            if not self._producer.queued:
-                return True
-            if time.monotonic() >= deadline_s:
-                return False
-            await asyncio.sleep(_FULL_QUEUE_WAIT_S)
-
-    # --- the path of a frame ------------------------------------------------------------------------------------------
-
-    async def _handle(self, frames: Sequence[bytes], receive_time_us: int, correlation_id: str) -> None:
-        """Every frame of one read of the socket, in its order."""
-        async with self._turn:
-            if correlation_id != self._correlation_id:
-                self._correlation_id = correlation_id
-                self._headers = correlation_headers(correlation_id)
-            two = self._feed.connections > 1
-            fresh = self._echoes.fresh(frames) if two else frames
-            self._frames += len(frames) - len(fresh)
-            others: list[bytes] = []
-            events = self._session.receive_all(fresh, receive_time_us)
-            if events:
-                self._note_latency(events[0])
-            for frame, event in zip(fresh, events, strict=True):
-                self._frames += 1
-                try:
-                    if isinstance(event, FeedProtocolError):
-                        raise event
-                    while not self._take(event):
-                        await self._room()
-                    if type(event) in _NO_RECORD:
-                        others.append(frame)
-                except (FeedProtocolError, EncodeError) as error:
-                    others.append(frame)
-                    await self._send_dead_letter(frame, receive_time_us, error)
-            if two and fresh:
-                self._echoes.remember([frame for frame in fresh if frame not in others] if others else fresh)
-
-    def _take(self, event: Event) -> bool:
-        """One event into the queue unless the ledger has it; False, and nothing is done, when the queue is full.
-
-        Raises EncodeError, and BrokerError.
-        """
-        exchange = self._session.exchange
-        if self._shedding.level and self._shedding.sheds(event):
-            return True
-        if type(event) is TradeEvent:
-            ids = self._ledger.trade_ids(exchange, event.symbol)
-            if event.trade_id in ids:
-                self._duplicates[TRADES.name] += 1
-                return True
-            if self._send(TRADES, event.symbol, self._normaliser.trade(event), event.receive_time_us):
-                return ids.take(event.trade_id)
-            return self._shed_trade(event)
-        if type(event) is BookTickerEvent:
-            if not self._ledger.is_new_quote(exchange, event.symbol, event.update_id):
-                self._duplicates[QUOTES.name] += 1
-                return True
-            sent = self._send(QUOTES, event.symbol, self._normaliser.quote(event), event.receive_time_us)
-            return sent and self._ledger.take_quote(exchange, event.symbol, event.update_id) is Take.TAKEN
-        if isinstance(event, AggTradeEvent | BlockTradeEvent | DepthEvent | BookSnapshotEvent):
-            return self._take_further(event)
-        self._ignored += 1
-        if type(event) is ServerShutdown:
-            self._log.warning("the venue announced that this connection ends; moving to a new one")
-            self._feed.rotate(self._correlation_id)
-        elif type(event) is IgnoredEvent and (count := self._sampler.take(event.what, self._clock.monotonic_s())):
-            self._log.info("an event of no use", what=event.what, count=count)
-        return True
-
-    def _shed_trade(self, event: TradeEvent) -> bool:
-        """A trade for which there is no room: left out, where that is a gap that the backfill fills; else False."""
-        if self._shedding.level is not Level.CIRCUIT_BREAK or self._backfill is None:
-            return False
-        self._shedding.shed_trade(event)
-        return True
-
-    def _take_further(self, event: FurtherEvent) -> bool:
-        """As `_take`, of the streams that are taken when they are asked for."""
-        exchange, symbol, dataset = self._session.exchange, event.symbol, _FURTHER[type(event)]
-        ledger = self._ledger
-        if isinstance(event, BookSnapshotEvent):
-            known = not ledger.is_above(dataset.name, exchange, symbol, event.update_id)
-        else:
-            known = event[1] in ledger.ids(dataset.name, exchange, symbol)
-        if known:
-            self._duplicates[dataset.name] += 1
-            return True
-        if not self._send(dataset, symbol, self._normaliser.further(event), event.receive_time_us):
-            return False
-        if isinstance(event, BookSnapshotEvent):
-            ledger.take_above(dataset.name, exchange, symbol, event.update_id)
-        else:
-            first_id = event.first_update_id if isinstance(event, DepthEvent) else event[1]
-            ledger.ids(dataset.name, exchange, symbol).take_range(first_id, event[1])
-        return True
-
-    def _send(self, dataset: Dataset, symbol: str, record: Record, since_us: int) -> bool:
-        """Into the queue; False when it is full. Raises EncodeError, and BrokerError."""
-        producer = self._producer
-        assert producer is not None
-        if not producer.send(dataset, symbol, producer.encode(dataset, record), self._headers, since_us):
-            return False
-        self._taken[dataset.name] += 1
-        if self._normaliser.thins and dataset.name in THINNED and self._normaliser.vendor_data:
-            self._shedding.thin(dataset.name)
-        self._sends += 1
-        if self._sends % _SENDS_PER_POLL == 0:
-            producer.poll()
-        return True
-
-    async def _send_dead_letter(self, frame: bytes, receive_time_us: int, error: K2Error) -> None:
-        assert self._producer is not None
-        if count := self._sampler.take(f"dead letter: {error.message[:60]}", self._clock.monotonic_s()):
-            self._log.warning("a frame goes to the dead letters", reason=error.message, count=count)
-        headers = [
-            *self._headers,
-            (dead_letters.EXCHANGE, self._session.exchange.encode()),
-            (dead_letters.RECEIVE_TIME, str(receive_time_us).encode()),
-        ]
-        while not self._producer.send_dead_letter(self._session.dataset_of_frame(frame), frame, error.message, headers):
-            await self._room()
-
-    async def _room(self) -> None:
-        """Give the broker time to take some of the queue; meanwhile nothing else is handled, and the socket not read.
-
-        Raises BrokerError when it refused.
-        """
-        assert self._producer is not None
-        self._producer.poll()
-        await asyncio.sleep(_FULL_QUEUE_WAIT_S)
 
     # --- what the venue tells beside its streams ----------------------------------------------------------------------
 
@@ -682,6 +493,9 @@ class IngestService:
             clock=self._clock,
         )
         return ReferenceData(rest, self._venue.rest)
+
+    def _rotate(self, correlation_id: str) -> None:
+        self._feed.rotate(correlation_id)
 
     async def _venue_time_us(self) -> int:
         assert self._reference is not None
@@ -720,9 +534,9 @@ class IngestService:
         fresh = [symbol for symbol in session.symbols if symbol not in self._session.symbols]
         gone = [symbol for symbol in self._session.symbols if symbol not in session.symbols]
         await self._learn_instruments(fresh)
-        async with self._turn:
+        async with self._intake.turn:
             await self._announce_instruments(fresh)
-            self._session = session
+            self._session = self._intake.session = session
         self._feed.change(session, session.streams)
         self._log.info("other symbols from now on", more=fresh, less=gone)
 
@@ -746,7 +560,7 @@ class IngestService:
             while True:
                 await asyncio.sleep(self._settings.instruments_refresh_s)
                 if await self._learn_instruments(self._session.symbols):
-                    async with self._turn:
+                    async with self._intake.turn:
                         await self._announce_instruments(self._session.symbols)
         finally:
             clock.cancel()
@@ -758,19 +572,18 @@ class IngestService:
         producer its id are over before the first trade. Where the venue told nothing, a symbol that the log knows is
         left as it is there. Raises BrokerError.
         """
-        self._headers = correlation_headers(new_correlation_id())
-        self._correlation_id = ""
+        self._intake.belong_to(new_correlation_id())
         exchange = self._session.exchange
         for symbol in symbols:
             record = self._normaliser.instrument(symbol, self._clock.now_us())
             known = self._ledger.knows_instrument(exchange, symbol) and not self._normaliser.was_told(symbol)
             if self._ledger.is_new_instrument(exchange, symbol, record["message_id"]) and not known:
-                while not self._send(INSTRUMENTS, symbol, record, record["updated_time"]):
-                    await self._room()
+                while not self._intake.send(INSTRUMENTS, symbol, record, record["updated_time"]):
+                    await self._intake.room()
                 self._ledger.take_instrument(exchange, symbol, record["message_id"])
             else:
-                self._duplicates[INSTRUMENTS.name] += 1
-        if not await self._flushed(_FIRST_ACKNOWLEDGED_S_MAX):
+                self._intake.duplicates[INSTRUMENTS.name] += 1
+        if not await self._intake.flushed(_FIRST_ACKNOWLEDGED_S_MAX):
             raise BrokerError(
                 f"the broker {self._kafka.bootstrap_servers} did not acknowledge ingest's first messages within "
                 f"{_FIRST_ACKNOWLEDGED_S_MAX:.0f} s; check the broker and start again"
