@@ -317,7 +317,7 @@ class Publisher:
                 f"the tail holds {self._settings.tail_rows_max} rows and waits for the sink to commit; check the sink"
             )
         try:
-            published = self._append(self._gather(timeout_s))
+            published = self._append(*self._gather(timeout_s))
         except BaseException as error:
             # What was read and not published is gone from the reader: only a new start has no hole.
             self._gap = TailGap(f"the tail is being read again from the snapshot's end ({_reason(error)}); try again")
@@ -338,8 +338,9 @@ class Publisher:
         columns = self._database.column_types(table_schema(dataset.schema_name))
         return _Table(dataset, {(): columns}, Decoder(dataset, self._registry), Snapshot(), Tail())
 
-    def _gather(self, timeout_s: float) -> dict[str, list[pa.RecordBatch]]:
-        """Decoded batches by dataset: what comes within `timeout_s`, and what else comes until a publication is due.
+    def _gather(self, timeout_s: float) -> tuple[dict[str, list[pa.RecordBatch]], dict[KafkaPartition, int]]:
+        """Decoded batches by dataset, and behind which offset the last row of each partition ends: of what comes within
+        `timeout_s`, and what else comes until a publication is due.
 
         One costs 5 ms of a core, whatever it holds, and so they are `tail_publish_ms` apart. A row that comes after a
         silence is not waited with.
@@ -351,15 +352,22 @@ class Publisher:
         self._due_s = self._clock.monotonic_s() + self._settings.tail_publish_ms / 1000
         self._read_us = self._clock.now_us()
         gathered: dict[str, list[pa.RecordBatch]] = {}
+        ends: dict[KafkaPartition, int] = {}
         for batch in joined(batches):
             partition = KafkaPartition(batch.cluster_id, batch.topic_id, batch.partitions[0])
             table = self._tables[self.published.owners[partition]]
             decoded = table.decoder.decode(batch)
             table.records_refused += len(decoded.errors)
             gathered.setdefault(table.dataset.name, []).append(decoded.record_batch)
-        return gathered
+            partitions, offsets = (
+                decoded.record_batch.column(name).to_numpy() for name in ("_kafka_partition", "_kafka_offset")
+            )
+            for number in set(batch.partitions):
+                if len(of_one := offsets[partitions == number]):
+                    ends[KafkaPartition(batch.cluster_id, batch.topic_id, number)] = int(of_one.max()) + 1
+        return gathered, ends
 
-    def _append(self, gathered: Mapping[str, Sequence[pa.RecordBatch]]) -> int:
+    def _append(self, gathered: Mapping[str, Sequence[pa.RecordBatch]], ends: Mapping[KafkaPartition, int]) -> int:
         positions = self._reader.positions()
         moved = {name: self._moved(table, positions) for name, table in self._tables.items()}
         if not gathered and not any(moved.values()):
@@ -372,7 +380,7 @@ class Publisher:
             rows = self._beyond_snapshot(table, gathered.get(name, ()))
             if rows is not None:
                 rows_of[name] = rows
-            tails[name] = self._advanced(table, rows, moved[name])
+            tails[name] = self._advanced(table, rows, moved[name], ends)
         self._database.append(
             {self._tables[name].tail.segments[-1].relation: rows for name, rows in rows_of.items()},
             {self.published.numbers[p]: next_offset for pairs in moved.values() for p, next_offset in pairs.items()},
@@ -427,7 +435,13 @@ class Publisher:
                 joined = joined.filter(pc.invert(pc.and_(here, below)))
         return joined if joined.num_rows else None
 
-    def _advanced(self, table: _Table, rows: pa.Table | None, moved: Mapping[KafkaPartition, int]) -> Tail:
+    def _advanced(
+        self,
+        table: _Table,
+        rows: pa.Table | None,
+        moved: Mapping[KafkaPartition, int],
+        ends: Mapping[KafkaPartition, int],
+    ) -> Tail:
         # Below the snapshot's end rows are thrown away while the tail is behind it: memory begins behind them.
         skipped = {
             partition: min(position, table.snapshot.offsets.next_offset(partition))
@@ -442,7 +456,9 @@ class Publisher:
         grown = replace(
             opened,
             first=merged_first(opened.first, begun),
-            next=opened.next.advanced(moved),
+            # Not where the reader stands: behind the last row there may be a marker of its transaction, up to which no
+            # sink ever commits, and the segment would never be below a snapshot.
+            next=opened.next.advanced({p: ends[p] for p in moved if p in ends}),
             rows=opened.rows + rows.num_rows,
             nbytes=opened.nbytes + rows.nbytes,
         )

@@ -339,6 +339,22 @@ def test_a_publication_that_fails_at_a_statement_shows_nothing_of_itself(
     assert server.publisher.published.cut(reader) == pinned
 
 
+def test_rows_are_the_snapshots_when_it_has_them_all_and_only_a_marker_lies_behind(server: Server) -> None:
+    """A sink commits up to the last row; the marker of the transaction that the rows came in has an offset too."""
+    server.follow()
+    for number in (1, 2, 3):
+        server.log.append(TOPIC, ENCODER.encode(trade(number)), transaction="ingest")
+    server.log.end_transaction("ingest", commit=True)
+    server.settle()
+    assert server.publisher.tail_rows() == {TRADES.name: 3}
+    server.adopt(server.committed([1, 2, 3], 1)[0])
+    assert server.publisher.tail_rows() == {TRADES.name: 0}
+    server.produce(4)
+    server.settle()
+    assert server.publisher.tail_rows() == {TRADES.name: 1}
+    assert server.ids() == [1, 2, 3, 4]
+
+
 def test_a_transaction_that_is_older_than_a_table_goes_on_as_it_was(server: Server) -> None:
     server.follow()
     server.produce(1, 2)
