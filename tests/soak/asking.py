@@ -1,7 +1,7 @@
 """Point queries through ADBC all the time, their times kept; whoever is not there to answer is asked again.
 
-They are asked by a process of their own: in the one that takes samples of the lake each sample holds the interpreter,
-and the slowest hundredth of the answers would be those that came meanwhile.
+They are asked by a process of their own: in the one that takes samples of the lake, each sample holds the interpreter
+up, and so whoever measures in it.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from clients import ClientError, Connection
 #: A point query every 50 ms: enough for a p99 of each stretch, little beside the load.
 _PAUSE_S = 0.05
 #: How often the newest id of one symbol is asked for, which is no point query and not counted. Of the last seconds of
-#: one symbol: asked of all symbols at once it took the machine for so long that the next point query was the slowest.
+#: one symbol, so that it is little work, and no more at the end than at the beginning.
 _NEWEST_S = 0.5
 _FIRST = "SELECT symbol, max(trade_id) AS newest FROM market.trades GROUP BY symbol"
 _NEWEST = (
