@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import signal
 import sys
 import threading
@@ -61,6 +62,9 @@ def run_until_stopped(service: Service, announce: Callable[[], None]) -> None:
     """Start, announce, wait for a signal or for the service's own end, stop. Raises what the service failed with."""
     with stop_on_signals() as stop:
         service.start()
+        # What is there now stays: modules, classes, schemas, 200,000 objects of a server. A full collection looked at
+        # them all, again and again, for 130 ms of CPU in which no thread of Python's went on.
+        gc.freeze()
         try:
             announce()
             while not stop.wait(0.2):
