@@ -13,8 +13,7 @@ import re
 import threading
 import time
 import zlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from types import MappingProxyType
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 from common.clock import Clock, SystemClock
@@ -83,7 +82,7 @@ class EmbeddedRegistry:
 
     def _check(self, subject: str, text: str) -> None:
         """Raises IncompatibleSchema."""
-        check_follows(subject, text, self._versions.get(subject, ()), self._beside(subject))
+        check_follows(subject, text, self._versions.get(subject, ()), lambda: self._beside(subject))
 
     def _beside(self, subject: str) -> dict[str, list[str]]:
         """The dataset's other subjects with their schemas."""
@@ -217,9 +216,7 @@ class ConfluentRegistry:
         from confluent_kafka.schema_registry import Schema
 
         try:
-            versions = self._versions(subject)
-            if schema_text not in versions:
-                check_follows(subject, schema_text, versions, self._beside(subject))
+            check_follows(subject, schema_text, self._versions(subject), lambda: self._beside(subject))
             return int(self._client.register_schema(subject, Schema(schema_text, schema_type="AVRO")))
         except K2Error:
             raise
@@ -274,10 +271,10 @@ def schema_id(schema_text: str) -> int:
 
 
 def check_follows(
-    subject: str, schema_text: str, versions: Sequence[str], beside: Mapping[str, Sequence[str]] = MappingProxyType({})
+    subject: str, schema_text: str, versions: Sequence[str], beside: Callable[[], Mapping[str, Sequence[str]]]
 ) -> None:
     """Raises IncompatibleSchema unless the schema may follow all of these, and the packaged one of its dataset, and
-    stand beside those of the dataset's other subjects.
+    stand beside those of the dataset's other subjects, which `beside` is asked for when it is new.
 
     One that the subject has already is as good as it was when it was registered.
     """
@@ -285,14 +282,11 @@ def check_follows(
         return
     newer = json.loads(schema_text)
     dataset = _dataset_of(subject)
-    found = _fault(newer, versions, beside)
-    if (
-        found is None
-        and dataset is not None
-        and (packaged := json.loads(avro_schema_text(dataset.schema_name))) != newer
-    ):
-        wrong = faults(newer, packaged)
-        found = ("may not follow the packaged one", wrong) if wrong else None
+    found = _fault(newer, versions, beside())
+    if found is None and dataset is not None:
+        packaged = json.loads(avro_schema_text(dataset.schema_name))
+        if packaged != newer and (wrong := faults(newer, packaged)):
+            found = "may not follow the packaged one", wrong
     if found is not None:
         what, wrong = found
         raise IncompatibleSchema(

@@ -15,11 +15,7 @@ from typing import Final
 from common import dead_letters
 from common.clock import Clock
 from common.datasets import (
-    AGG_TRADES,
-    BLOCK_TRADES,
-    BOOK_SNAPSHOTS,
     DATASETS,
-    DEPTH,
     GAP_EVENTS,
     QUOTES,
     SHED,
@@ -32,7 +28,7 @@ from common.telemetry import get_logger
 from ingest.echoes import Echoes
 from ingest.gap_watch import GapWatch
 from ingest.ledger import Ledger, Take
-from ingest.normaliser import Normaliser, Record
+from ingest.normaliser import DATASET_OF, Normaliser, Record
 from ingest.producer import EventProducer, Headers, correlation_headers
 from ingest.sampling import Sampler
 from ingest.shedding import THINNED, Shedding
@@ -55,13 +51,6 @@ _SENDS_PER_POLL: Final = 256
 #: How long a full queue is left alone before it is asked again: about what the embedded broker takes for 1,000
 #: messages.
 _FULL_QUEUE_WAIT_S: Final = 0.003
-#: Where the events of the further streams go.
-_FURTHER: Final[dict[type, Dataset]] = {
-    AggTradeEvent: AGG_TRADES,
-    BlockTradeEvent: BLOCK_TRADES,
-    DepthEvent: DEPTH,
-    BookSnapshotEvent: BOOK_SNAPSHOTS,
-}
 #: Events that leave no record. Their frames do something for each connection that brings them, so none is an echo.
 _NO_RECORD: Final = (ServerShutdown, IgnoredEvent)
 #: Trades of the past that are sent in one turn: some 2 ms, for which a frame of the socket may have to wait.
@@ -189,7 +178,7 @@ class Intake:
 
     def _take_further(self, event: FurtherEvent) -> bool:
         """As `_take`, of the streams that are taken when they are asked for."""
-        exchange, symbol, dataset = self.session.exchange, event.symbol, _FURTHER[type(event)]
+        exchange, symbol, dataset = self.session.exchange, event.symbol, DATASET_OF[type(event)]
         ledger = self._ledger
         if isinstance(event, BookSnapshotEvent):
             known = not ledger.is_above(dataset.name, exchange, symbol, event.update_id)

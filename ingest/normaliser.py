@@ -7,11 +7,32 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from typing import Any, Final
 
-from ingest.venues.events import BlockTradeEvent, BookTickerEvent, FurtherEvent, InstrumentInfo, TradeEvent
+from common.datasets import AGG_TRADES, BLOCK_TRADES, BOOK_SNAPSHOTS, DEPTH, QUOTES, TRADES, Dataset
+from ingest.venues.events import (
+    AggTradeEvent,
+    BlockTradeEvent,
+    BookSnapshotEvent,
+    BookTickerEvent,
+    DepthEvent,
+    FurtherEvent,
+    InstrumentInfo,
+    TradeEvent,
+)
 
 Record = dict[str, Any]
+
+#: Where the records of each kind of event go.
+DATASET_OF: Final[Mapping[type, Dataset]] = {
+    TradeEvent: TRADES,
+    BookTickerEvent: QUOTES,
+    AggTradeEvent: AGG_TRADES,
+    BlockTradeEvent: BLOCK_TRADES,
+    DepthEvent: DEPTH,
+    BookSnapshotEvent: BOOK_SNAPSHOTS,
+}
 
 #: Currencies that Binance Spot quotes prices in (exchangeInfo, 2026). Where one is the tail of another (USD, BUSD,
 #: FDUSD) the longest counts.

@@ -20,13 +20,8 @@ from confluent_kafka import KafkaException, Producer
 from common.clock import SystemClock
 from common.codec import Decoder, Encoder
 from common.datasets import (
-    AGG_TRADES,
-    BLOCK_TRADES,
-    BOOK_SNAPSHOTS,
     DATASETS,
-    DEPTH,
     GAP_EVENTS,
-    QUOTES,
     TRADES,
     Dataset,
     dataset_of_topic,
@@ -39,7 +34,7 @@ from common.schemas.arrow import record_schema
 from common.settings import KafkaSettings
 from common.whole_log import read_whole
 from ingest.asx import EXCHANGE as ASX
-from ingest.normaliser import Normaliser, Record
+from ingest.normaliser import DATASET_OF, Normaliser, Record
 from ingest.venues.events import (
     AggTradeEvent,
     BlockTradeEvent,
@@ -54,14 +49,6 @@ from ingest.venues.registry import VENUES, Venue
 TRANSACTIONAL_ID: Final = "k2-dlq-replay"
 _LETTERS_PER_TRANSACTION: Final = 1_000
 _CALL_S: Final = 30.0
-_DATASETS: Final[Mapping[type, Dataset]] = {
-    TradeEvent: TRADES,
-    BookTickerEvent: QUOTES,
-    AggTradeEvent: AGG_TRADES,
-    BlockTradeEvent: BLOCK_TRADES,
-    DepthEvent: DEPTH,
-    BookSnapshotEvent: BOOK_SNAPSHOTS,
-}
 _SYMBOL: Final = re.compile(r"[A-Z0-9]{2,20}(?:-[A-Z0-9]{2,20})?")
 
 
@@ -160,7 +147,7 @@ class Reader:
             record = normaliser.further(event)
         else:
             return "it says nothing of the market"
-        dataset = _DATASETS[type(event)]
+        dataset = DATASET_OF[type(event)]
         topic = dataset.topic(asset_class=session.asset_class, exchange=session.exchange)
         value = Encoder(dataset, self._registry, topic=topic).encode(record)
         return Back(topic, value, None, record["symbol"], _identity(dataset, record))
