@@ -31,7 +31,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import fastavro
@@ -290,12 +290,10 @@ class Decoder:
             rows = rows.take(pa.array(order))
             kept = sorted(kept)
         whole = len(kept) == len(batch)
-        topic = pa.DictionaryArray.from_arrays(
-            pa.array([0] * len(kept), pa.int8()), pa.array([topic_short(batch.topic_id)])
-        )
+        topic = pa.repeat(topic_short(batch.topic_id), len(kept))
         partitions = batch.partitions if whole else [batch.partitions[index] for index in kept]
         offsets = batch.offsets if whole else [batch.offsets[index] for index in kept]
-        audit = [topic.cast(pa.string()), pa.array(partitions, pa.int32()), pa.array(offsets, pa.int64())]
+        audit = [topic, pa.array(partitions, pa.int32()), pa.array(offsets, pa.int64())]
         assert len(audit) == len(audit_fields())
         columns = rows.columns
         return pa.RecordBatch.from_arrays(
@@ -329,17 +327,21 @@ class _WriterSchema:
 
     def fill(self, table: pa.Schema) -> None:
         """Give rows in the columns of this table schema, without the audit columns. Raises _Unreadable."""
-        self._fields = [field for field in table if field.name not in AUDIT_COLUMNS]
-        for field in self._fields:
+        fields = [field for field in table if field.name not in AUDIT_COLUMNS]
+        for field in fields:
             if field.name not in self.arrow.names and not field.nullable:
                 raise _Unreadable(f"it has no field {field.name!r}")
+        self._filled = pa.schema(fields)
+        #: Name and type of each: a schema makes a new object of its fields each time it is asked.
+        self._fields = [(field.name, field.type) for field in fields]
 
     def decode_block(self, values: Sequence[bytes]) -> pa.RecordBatch:
         """All messages as one batch in the table's column order. Raises _NotClean; never anything else."""
         rows = self._read_block(values)
+        columns = dict(zip(rows.schema.names, rows.columns, strict=True))
         for name in self.arrow.names:
-            self._check_range(rows.column(name))
-        return self._project(rows)
+            self._check_range(columns[name])
+        return self._project(columns, rows.num_rows)
 
     def decode_one(self, value: bytes) -> pa.RecordBatch | str:
         """One message by fastavro, the oracle: one row, or the reason why it is none."""
@@ -352,7 +354,8 @@ class _WriterSchema:
         if left:
             return f"{left} bytes are left over behind the Avro record"
         try:
-            return self._project(pa.RecordBatch.from_pylist([record], schema=self.arrow))
+            row = pa.RecordBatch.from_pylist([record], schema=self.arrow)
+            return self._project(dict(zip(self.arrow.names, row.columns, strict=True)), 1)
         except (pa.ArrowException, ValueError, OverflowError, TypeError) as error:
             return f"a value does not fit its column ({error})".replace("\n", " ")
 
@@ -385,11 +388,12 @@ class _WriterSchema:
 
     def _check_range(self, column: pa.Array) -> None:
         kind = column.type
+        low: int | Decimal
+        high: int | Decimal
         if pa.types.is_dictionary(kind):
             low, high, column = 0, len(column.dictionary) - 1, column.indices
         elif pa.types.is_decimal(kind):
-            bound = pa.scalar(_largest(kind), kind)
-            low, high = pc.negate(bound).as_py(), bound.as_py()
+            low, high = _decimal_bounds(kind)
         elif pa.types.is_timestamp(kind):
             low, high, column = _TIME_US_MIN, _TIME_US_MAX, column.view(pa.int64())
         else:
@@ -398,17 +402,15 @@ class _WriterSchema:
         if extremes["min"] is not None and not (low <= extremes["min"] and extremes["max"] <= high):
             raise _NotClean
 
-    def _project(self, rows: pa.RecordBatch) -> pa.RecordBatch:
+    def _project(self, given: Mapping[str, pa.Array], count: int) -> pa.RecordBatch:
         columns = []
-        for field in self._fields:
-            index = rows.schema.get_field_index(field.name)
-            if index < 0:
-                columns.append(pa.nulls(rows.num_rows, field.type))
-            elif rows.column(index).type == field.type:
-                columns.append(rows.column(index))
+        for name, kind in self._fields:
+            column = given.get(name)
+            if column is None:
+                columns.append(pa.nulls(count, kind))
             else:
-                columns.append(_as_type(rows.column(index), field.type))
-        return pa.RecordBatch.from_arrays(columns, schema=pa.schema(self._fields))
+                columns.append(column if column.type == kind else _as_type(column, kind))
+        return pa.RecordBatch.from_arrays(columns, schema=self._filled)
 
 
 def _decode_into(
@@ -468,8 +470,11 @@ def _as_type(column: pa.Array, wanted: pa.DataType) -> pa.Array:
     return column.cast(wanted)
 
 
-def _largest(kind: pa.DataType) -> Any:
-    return Decimal((0, (9,) * kind.precision, -kind.scale))
+@cache
+def _decimal_bounds(kind: pa.DataType) -> tuple[Decimal, Decimal]:
+    """The smallest and the largest value of a decimal type."""
+    largest = Decimal((0, (9,) * kind.precision, -kind.scale))
+    return largest.copy_negate(), largest
 
 
 def _fences(nonce: int, count: int) -> bytes:

@@ -300,8 +300,16 @@ class KafkaLog:
 class KafkaLogReader:
     """The LogReader on a real broker. Sees committed records only; commits no group offsets."""
 
-    def __init__(self, settings: KafkaSettings, *, client_id: str = "k2", fetch_wait_ms_max: int | None = None) -> None:
-        """`fetch_wait_ms_max` is for readers that are in no hurry; None = the settings'."""
+    def __init__(
+        self,
+        settings: KafkaSettings,
+        *,
+        client_id: str = "k2",
+        fetch_wait_ms_max: int | None = None,
+        fetch_bytes_min: int = 1,
+    ) -> None:
+        """For readers that are in no hurry: the broker answers a fetch when it has `fetch_bytes_min`, or when it has
+        held it for `fetch_wait_ms_max` (None = the settings')."""
         self._servers = settings.bootstrap_servers
         config = settings.client_config() | {
             "client.id": client_id,
@@ -312,6 +320,7 @@ class KafkaLogReader:
             "auto.offset.reset": "error",
             "isolation.level": "read_committed",
             "fetch.wait.max.ms": fetch_wait_ms_max or settings.fetch_wait_ms_max,
+            "fetch.min.bytes": fetch_bytes_min,
             "fetch.error.backoff.ms": 100,
             "queued.min.messages": 200_000,
             # By default librdkafka pauses a full second whenever its queue was full: 61k rows/s, 101k with 10 ms.

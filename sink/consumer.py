@@ -92,9 +92,9 @@ class LogConsumer:
             self._assign(sources, starts)
         return appeared, gone
 
-    def poll(self, messages_max: int, timeout_s: float) -> list[ConsumerBatch]:
+    def poll(self, messages_max: int, timeout_s: float, *, fill: bool = False) -> list[ConsumerBatch]:
         """The next messages, as LogReader.poll; none while it rests."""
-        return [] if self.resting else self._reader.poll(messages_max, timeout_s)
+        return [] if self.resting else self._reader.poll(messages_max, timeout_s, fill=fill)
 
     def positions(self) -> PartitionOffsets:
         """The next offset of each assigned partition; never ahead of what `poll` has returned, holes excepted."""

@@ -48,9 +48,9 @@ _TOPICS = "^(" + "|".join(sorted({dataset.namespace for dataset in DATASETS.valu
 Worker = SinkWorker[WrittenFiles]
 
 
-#: A commit waits for its age anyway, so the broker may hold an empty fetch: three readers that ask 100 times a second
-#: took most of a core from the embedded broker.
-_FETCH_WAIT_MS = 100
+#: A commit waits for its age anyway, so the broker may hold a fetch until it has something to say: three readers that
+#: ask 100 times a second took most of a core from the embedded broker, and ingest ends as many transactions a second.
+_FETCH_WAIT_MS, _FETCH_BYTES_MIN = 100, 256 * 1024
 
 
 class SinkService:
@@ -162,7 +162,9 @@ class SinkService:
         table = IcebergTable.open(self._lake, dataset)
         expiry = ExpiryPolicy(self._settings.snapshots_kept_min)
         client_id = f"k2-sink-{dataset.name}"
-        reader = KafkaLogReader(self._kafka, client_id=client_id, fetch_wait_ms_max=_FETCH_WAIT_MS)
+        reader = KafkaLogReader(
+            self._kafka, client_id=client_id, fetch_wait_ms_max=_FETCH_WAIT_MS, fetch_bytes_min=_FETCH_BYTES_MIN
+        )
         member = self._join(dataset, client_id)
         return SinkWorker(
             dataset=dataset,

@@ -275,11 +275,12 @@ class SinkWorker(Generic[F]):
             return False
         now_s = self._clock.monotonic_s()
         wait_s = self._policy.wait_s(oldest_s=self._held.oldest_s, now_s=now_s, idle_s=_POLL_WAIT_S_MAX)
-        return self._read_into(self._held, wait_s)
+        # Behind the first message the age bound runs, and no turn is needed for each that comes before it is over.
+        return self._read_into(self._held, wait_s, fill=self._held.oldest_s is not None)
 
-    def _read_into(self, held: _Held, wait_s: float) -> bool:
+    def _read_into(self, held: _Held, wait_s: float, *, fill: bool = False) -> bool:
         began_s = self._clock.monotonic_s()
-        consumer_batches = self._consumer.poll(self._poll_messages_max, wait_s)
+        consumer_batches = self._consumer.poll(self._poll_messages_max, wait_s, fill=fill)
         if not consumer_batches:
             return False
         polled_s = self._clock.monotonic_s()

@@ -39,9 +39,10 @@ class Latencies:
         """These rows, which had been read at `read_us`, are visible now."""
         received = []
         for rows in published:
+            names = rows.column_names
             for name in _TIMES:
-                if name in rows.column_names:
-                    times = rows.column(name).drop_null().cast(pa.int64()).to_numpy()
+                if name in names:
+                    times = _us_of(rows.column(name))
                     self._us[name].append(now_us - times[:: 1 + len(times) // _LATENCIES_PER_PUBLICATION])
                     if name == "receive_time" and len(times):
                         received.append(times)
@@ -54,3 +55,9 @@ class Latencies:
         """For rows published lately: from `receive_time` or `event_time` to being visible to every new query."""
         recent = list(self._us[since])
         return np.concatenate(recent) if recent else np.empty(0, np.int64)
+
+
+def _us_of(times: pa.ChunkedArray) -> Any:
+    """Microseconds, of those that are there. By way of numpy, which costs a third of Arrow's cast for a few rows."""
+    there = times.drop_null() if times.null_count else times
+    return there.to_numpy().astype("datetime64[us]", copy=False).view(np.int64)

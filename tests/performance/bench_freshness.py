@@ -35,9 +35,10 @@ _WARM_UP_S, _LOOK_S = 4.0, 0.1
 _AGE_S_MAX, _AGE_STEP_S = 2.0, 0.0001
 _PATIENCE_S = 120.0
 
+#: Looks back as far as ages are told apart, and no further: ten seconds of 20,000 trades each took a fifth of a core.
 _SEEN = (
     "SELECT symbol, max(trade_id) AS last_id FROM market.trades "
-    "WHERE receive_time > now() - INTERVAL 10 SECONDS GROUP BY symbol"
+    "WHERE receive_time > now() - INTERVAL 3 SECONDS GROUP BY symbol"
 )
 _ALL = (
     "SELECT symbol, trade_id, epoch_us(receive_time) AS received_us, epoch_us(event_time) AS sent_us "
