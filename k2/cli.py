@@ -9,11 +9,11 @@ from typing import Any
 import click
 
 from common.errors import K2Error, SettingsError
+from common.heap import heap
 from common.settings import ALL_SETTINGS, AccessSettings, FlightSettings, SinkSettings
 from common.telemetry import Readiness, correlation
 from k2.broker import EmbeddedBroker
 from k2.console import DATA_DIR, FILE, kafka_or_embedded, prepared_lake, say, speed_of, start_logging, symbols_of
-from k2.heap import keep_few_heaps
 from k2.lazy import LazyGroup
 from k2.runner import (
     EXIT_DEFECT,
@@ -200,7 +200,7 @@ def main() -> None:
     """The console script: never a traceback without --debug."""
     debug = "--debug" in sys.argv[1:]
     sys.setswitchinterval(_SWITCH_S)
-    keep_few_heaps()
+    heap.keep_few()
     try:
         with correlation(None):
             cli.main(standalone_mode=False)

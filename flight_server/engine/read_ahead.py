@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 
 import pyarrow as pa
 
+from common.heap import heap
 from flight_server.engine.results import ReadyResult
 from flight_server.engine.running import RunningStatement
 
@@ -43,17 +44,20 @@ class ReadAhead:
     def close(self) -> None:
         """End the statement and the thread; returns when both have ended."""
         with self._changed:
-            self._closed = True
+            first, self._closed = not self._closed, True
             self._changed.notify_all()
         self._statement.close()
         if self._thread is not None:
             self._thread.join()
+            if first:
+                heap.end_large_result()
 
     def _next(self) -> pa.RecordBatch | None:
         if self._thread is None:
             batch = self._begun.popleft() if self._begun else self._statement.read()
             if batch is not None and batch.num_rows >= ROWS_OF_MANY and not self._begun:
                 self._thread = threading.Thread(target=self._run, name="k2-read-ahead", daemon=True)
+                heap.begin_large_result()
                 self._thread.start()
             return batch
         with self._changed:

@@ -26,6 +26,7 @@ from prometheus_client import CollectorRegistry
 import clients
 from common.codec import Encoder
 from common.datasets import TRADES
+from common.heap import heap
 from common.log import KafkaLog
 from common.registry import open_registry
 from common.settings import (
@@ -39,7 +40,6 @@ from common.settings import (
 from common.telemetry import configure_logging
 from ingest.market import market_symbols
 from k2.broker import EmbeddedBroker
-from k2.heap import keep_few_heaps
 from sink.maintenance.worker import MaintenanceWorker
 from sink.service import SinkService
 from tests.performance.feed_load import FeedLoad
@@ -252,7 +252,7 @@ def _maintain(lake: LakeSettings) -> Generator[None, int, None]:
 
 def _child(task: Mapping[str, str]) -> None:
     """Says that it is ready; told a second, works until that is done, and says so."""
-    keep_few_heaps()
+    heap.keep_few()
     configure_logging(TelemetrySettings.load(log_level="error"), service="bench")
     lake = LakeSettings.load(data_dir=Path(task["data_dir"]))
     kafka = KafkaSettings.load(bootstrap_servers=task["servers"])
