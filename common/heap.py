@@ -1,4 +1,5 @@
-"""How the C library of a process of K2 keeps memory that was freed: in few places, and large pieces not at all.
+"""How the C library of a process of K2 keeps memory that was freed: in few places, and large pieces only while a large
+result is made.
 
 glibc gives threads heaps of their own, up to eight a core, and what is freed in one is not there for the others. It
 also learns from each large piece that is freed to keep the next one. A part of K2 has dozens of threads, librdkafka's
@@ -13,9 +14,10 @@ import ctypes
 import os
 import sys
 import threading
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Final
+
+from common.clock import Clock, SystemClock
 
 #: glibc's names for mallopt (malloc.h).
 _M_TRIM_THRESHOLD: Final = -1
@@ -37,8 +39,8 @@ _CHOSEN: Final = ("MALLOC_ARENA_MAX", "MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THR
 class Heap:
     """What the C library was told; it has one setting for all of a process. Thread-safe."""
 
-    def __init__(self, monotonic_s: Callable[[], float] = time.monotonic) -> None:
-        self._monotonic_s = monotonic_s
+    def __init__(self, clock: Clock | None = None) -> None:
+        self._clock = clock or SystemClock()
         self._lock = threading.Lock()
         self._ours = False
         self._large = 0
@@ -75,7 +77,7 @@ class Heap:
                 return
             if self._large == 0:
                 _told(_USUAL)
-            now_s = self._monotonic_s()
+            now_s = self._clock.monotonic_s()
             if now_s - self._given_back_s < _GIVE_BACK_S:
                 return
             self._given_back_s = now_s
