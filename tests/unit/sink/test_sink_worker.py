@@ -9,10 +9,11 @@ import structlog
 from structlog.testing import capture_logs
 
 from common.errors import BrokerError, CatalogError, CommitConflict, LogTruncated
+from common.log import ConsumerBatch
 from common.offsets import KafkaPartition, PartitionOffsets
 from sink.commit_policy import CommitPolicy
 from sink.worker import Passed
-from tests.support.fake_log import FakeLog
+from tests.support.fake_log import FakeLog, FakeReader
 from tests.support.fake_table import FakeStore, FakeTable, Fault
 from tests.support.records import trade
 from tests.support.sink_bench import ENCODER, TOPIC, SinkBench
@@ -63,6 +64,25 @@ def test_rows_make_a_commit_due(bench: SinkBench, store: FakeStore) -> None:
     worker.step()
     assert (worker.stats.rows_held, worker.stats.commits) == (0, 1)
     assert ids(store) == list(range(11))
+
+
+def test_behind_the_first_message_a_turn_waits_for_more(bench: SinkBench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And not for each that comes, while the age bound of the first runs."""
+    filled = []
+    poll = FakeReader.poll
+
+    def polled(reader: FakeReader, messages_max: int, timeout_s: float, *, fill: bool = False) -> list[ConsumerBatch]:
+        filled.append(fill)
+        return poll(reader, messages_max, timeout_s, fill=fill)
+
+    monkeypatch.setattr(FakeReader, "poll", polled)
+    bench.log.create(TOPIC)
+    worker = bench.worker()
+    worker.step()
+    fill(bench.log, 0, 3)
+    worker.step(), worker.step()
+    assert worker.stats.rows_held == 3
+    assert filled == [False, False, True]
 
 
 @pytest.mark.parametrize("reads_on", [1, 2, 3, 50])
